@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LABELS', 'MADE_FROM', 'R2GenKGError', 'Section', 'StudiesConfig', 'GraphConfig', 'ScalesConfig', 'ClassifierConfig',
            'TokensConfig', 'ModelConfig', 'LLMConfig', 'TrainConfig', 'DecodeConfig', 'Config', 'preset_names',
-           'load_config', 'atomic_path', 'read_json', 'write_json', 'fingerprint', 'stamp', 'is_current', 'set_seed',
-           'best_device', 'progress']
+           'load_config', 'override', 'atomic_path', 'read_json', 'write_json', 'fingerprint', 'stamp', 'is_current',
+           'set_seed', 'best_device', 'progress']
 
 # %% ../nbs/00_config.ipynb #code-2
 import contextlib, difflib, hashlib, json, os, random, shutil, sys
@@ -42,7 +42,9 @@ class StudiesConfig(Section):
     format: str = "auto"                 # see studies.read_studies
     image_root: str = ""                 # folder that image paths are relative to
     section: Literal["findings", "findings+impression"] = "findings"
-    cleaning: Literal["iu", "mimic", "none"] = "iu"   # R2Gen's cleaning rules
+    splits: str = "auto"                 # auto | file | hash | path of a split-id JSON
+    labels: str = ""                     # CheXbert label lines of CheXpert Plus
+    cleaning: Literal["iu", "mimic", "mimic-gpt", "none"] = "iu"  # R2Gen's rules, or R2GenGPT's branch for MIMIC
     image_size: int = Field(224, ge=32)  # pixels; Swin-B/224 in the paper
     max_views: int = Field(2, ge=1)      # views averaged per study; two in IU-Xray
     n_train: int = Field(0, ge=0)        # studies to draw (phantoms) or to keep (files; 0 = all)
@@ -111,6 +113,7 @@ class ModelConfig(Section):
     qformer_ff: int = 3072
     dropout: float = Field(0.1, ge=0, lt=1)
     feed_scale: int = Field(3, ge=1)     # which scale goes to the LLM (1-based; 3 in the reference)
+    prune_kg: int | None = Field(None, ge=1)  # only the k nodes that an image ranks highest go to the LLM; None: all
     use_graph: bool = True               # False: zero-KG
     use_v2kg: bool = True
     use_kg2v: bool = True
@@ -240,9 +243,17 @@ def load_config(
     try: tree = yaml.safe_load(_preset_text(preset)) or {}
     except yaml.YAMLError as e: raise R2GenKGError(f"{preset}: not valid YAML: {str(e).splitlines()[0]}") from None
     if not isinstance(tree, dict): raise R2GenKGError(f"{preset}: expected sections with keys, got {type(tree).__name__}")
+    return _validated(tree, overrides, preset)
+
+def _validated(tree: dict, overrides: Iterable[str], source: str) -> Config:
+    "Apply overrides to a tree of values and check it."
     for assignment in overrides: _put(tree, assignment)
     try: return Config.model_validate(tree)
-    except ValidationError as e: raise R2GenKGError(_explain(e, preset)) from None
+    except ValidationError as e: raise R2GenKGError(_explain(e, source)) from None
+
+def override(config: Config, overrides: Iterable[str]) -> Config:
+    "A copy of `config` with `section.key=value` changes."
+    return _validated(config.model_dump(mode="json"), overrides, config.name)
 
 # %% ../nbs/00_config.ipynb #atomic_path
 @contextlib.contextmanager
@@ -271,6 +282,8 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError: raise R2GenKGError(f"{path}: no such file") from None
     except UnicodeDecodeError as e: raise R2GenKGError(f"{path}: not UTF-8 text at byte {e.start}") from None
     except json.JSONDecodeError as e: raise R2GenKGError(f"{path}:{e.lineno}: not valid JSON ({e.msg})") from None
+    except (RecursionError, ValueError) as e: raise R2GenKGError(f"{path}: not usable JSON ({str(e)[:80]})") from None
+    except OSError as e: raise R2GenKGError(f"{path}: cannot be read ({e.strerror})") from None
 
 def write_json(path: str | Path, obj: Any) -> None:
     "Write `obj` as indented JSON, atomically."

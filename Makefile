@@ -1,0 +1,42 @@
+# Two commands do all: `make demo` (the main job) and `make test`. Both create the virtual environment if it is missing.
+#   VENV=dir    use another environment    PYTHON=python3.12    create it with another interpreter
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+OUT    ?= demo_out
+READY  := $(VENV)/.r2genkg-ready
+
+.PHONY: demo test lint export notebooks lock clean help
+
+demo: $(READY)  ## the whole pipeline on embedded data, into $(OUT)
+	$(BIN)/r2genkg demo --out $(OUT)
+
+test: $(READY)  ## lint, notebooks in step with the modules, every notebook, tests/
+	$(BIN)/ruff check r2genkg tests benchmarks scripts
+	$(BIN)/python scripts/check_sync.py
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
+	$(BIN)/python -m pytest -q tests
+
+lint: $(READY)  ## ruff only
+	$(BIN)/ruff check r2genkg tests benchmarks scripts
+
+export: $(READY)  ## notebooks -> modules, outputs cleaned
+	$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+
+notebooks: export  ## execute every notebook and store its outputs
+	$(BIN)/python scripts/run_notebooks.py && $(BIN)/nbdev_clean
+
+lock:  ## write the tested versions
+	$(BIN)/pip freeze --exclude-editable | grep -vE '@|^(nvidia|cuda|triton|llm|llama)' | sed 's/$$/ ; python_version >= "3.11"/' > requirements.lock
+
+$(READY): settings.ini setup.py requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[demo,dev]'
+	touch $@
+
+clean:  ## remove build products, not the environment
+	rm -rf build dist *.egg-info demo_out .pytest_cache .ruff_cache
+
+help:
+	@grep -hE '^[a-z]+:.*##' Makefile | sed 's/:.*##/  /'

@@ -1,0 +1,171 @@
+"""The command line as a user drives it: separate processes in a temporary folder."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+#: The demo, small enough for a test: every stage is real, nothing is learnt well.
+TINY = [arg for change in (
+    "studies.n_train=40", "studies.n_val=6", "studies.n_test=8", "graph.corpora=[studies]", "graph.min_count=1", "scales.sizes=[10,15,20,25,30]",
+    "classifier.epochs=1", "tokens.threshold=0.3", "tokens.max_per_label=8", "llm.pretrain_epochs=1", "train.epochs=1", "decode.beams=1",
+    "decode.max_new_tokens=24") for arg in ("--set", change)]
+
+
+def run(*args, cwd: Path, expect: int = 0, timeout: int = 300) -> subprocess.CompletedProcess:
+    "Run the command; the exit code must be `expect`, and a failure must end in one line without a traceback."
+    done = subprocess.run([sys.executable, "-m", "r2genkg.cli", *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=timeout,
+                          env=os.environ | {"OMP_NUM_THREADS": "2"})
+    assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    if expect == 1:
+        assert "Traceback" not in done.stderr
+        assert done.stderr.strip().splitlines()[-1].startswith("r2genkg: ")
+    return done
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    "One tiny demo for the tests of this file."
+    out = tmp_path_factory.mktemp("demo")
+    run("demo", "--out", "d", *TINY, "--json", cwd=out, timeout=600)
+    return out / "d"
+
+
+def test_help_of_every_command(tmp_path):
+    for command in ([], ["kg"], ["data"], ["demo"], ["kg", "build"], ["kg", "stats"], ["kg", "compare"], ["label"], ["score"], ["train"], ["evaluate"], ["report"], ["annotate"]):
+        assert "Usage" in run(*command, "--help", cwd=tmp_path).stdout
+
+
+def test_demo_makes_everything(demo):
+    for part in ("studies/studies.parquet", "m3kg/triples.parquet", "scales", "classifier", "vision_tokens", "run/metrics.json", "run/predictions.jsonl",
+                 "run/config.yaml", "run/knowledge.safetensors", "index.html", "figures/fig5_attention.png"):
+        assert (demo / part).exists(), part
+    page = (demo / "index.html").read_text()
+    assert page.count("data:image/png;base64,") >= 12 and "http://" not in page and "https://" not in page
+    assert not list(demo.rglob("*.partial-*"))
+
+
+def test_second_demo_is_quick_and_changes_nothing(demo):
+    before = (demo / "run" / "metrics.json").stat().st_mtime_ns
+    start = time.time()
+    done = run("demo", "--out", demo.name, *TINY, cwd=demo.parent)
+    assert time.time() - start < 30 and done.stderr.count("up to date") >= 6
+    assert (demo / "run" / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_report_of_a_drawn_image(demo, tmp_path):
+    image = next((demo / "studies" / "images").glob("*.png"))
+    run("report", image, "--run", demo, "--out", tmp_path / "r.html", cwd=tmp_path)
+    assert "data:image/png" in (tmp_path / "r.html").read_text()
+    run("report", image, "--run", demo, "--out", tmp_path / "r.json", cwd=tmp_path)
+    stored = json.loads((tmp_path / "r.json").read_text())
+    assert stored[0]["sentences"] and stored[0]["patches"] and stored[0]["nodes"]
+
+
+def test_report_of_real_images(demo, tmp_path, shared_data):
+    files = sorted(shared_data("cxr").iterdir())
+    done = run("report", *files, "--run", demo, "--json", cwd=tmp_path)
+    assert len(json.loads(done.stdout)) == len(files) == 3
+
+
+def test_interrupted_demo_goes_on(tmp_path):
+    command = [sys.executable, "-m", "r2genkg.cli", "demo", "--out", "d", *TINY]
+    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    for line in child.stderr:
+        if line.startswith("m3kg"): break
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) == 130
+    assert not (tmp_path / "d" / "run").exists()
+    done = run("demo", "--out", "d", *TINY, cwd=tmp_path, timeout=600)
+    assert "up to date" in done.stderr and (tmp_path / "d" / "index.html").exists()
+
+
+def test_two_demos_on_one_folder(tmp_path):
+    from filelock import FileLock
+    (tmp_path / "d").mkdir()
+    with FileLock(tmp_path / "d" / ".lock"):
+        assert "another run" in run("demo", "--out", "d", *TINY, cwd=tmp_path, expect=1).stderr
+
+
+def test_graph_from_a_table(tmp_path):
+    pd.DataFrame({"id": ["a", "b", "c"], "image": ["a.png"] * 3, "findings": ["Small left pleural effusion.", "Small right pleural effusion.", "No pleural effusion."]}
+                 ).to_csv(tmp_path / "t.csv", index=False)
+    run("kg", "build", "--studies", "t.csv", "--out", "g", "--min-count", "1", cwd=tmp_path)
+    stats = json.loads(run("kg", "stats", "g", "--json", cwd=tmp_path).stdout)
+    assert stats["nodes"] >= 4
+    run("kg", "export", "g", "--format", "graphml", "--out", "g.graphml", cwd=tmp_path)
+    assert json.loads(run("kg", "compare", "g", "g", "--json", cwd=tmp_path).stdout)
+
+
+def test_graph_from_iu_xray(tmp_path, shared_data):
+    start = time.time()
+    run("kg", "build", "--studies", shared_data("iu_xray", "annotation.json"), "--out", "kg_iu", cwd=tmp_path)
+    assert json.loads(run("kg", "stats", "kg_iu", "--json", cwd=tmp_path).stdout)["nodes"] > 300
+    print(f"{time.time() - start:.1f} s")
+
+
+def test_label_and_score(tmp_path):
+    pd.DataFrame({"findings": ["No pleural effusion.", "Moderate cardiomegaly."]}).to_csv(tmp_path / "t.csv", index=False)
+    run("label", "t.csv", "--out", "l.csv", cwd=tmp_path)
+    table = pd.read_csv(tmp_path / "l.csv")
+    assert table.loc[0, "Pleural Effusion"] == 0 and table.loc[1, "Cardiomegaly"] == 1
+    (tmp_path / "r.json").write_text(json.dumps({"a": ["the heart is enlarged ."], "b": ["no pleural effusion ."]}))
+    scores = json.loads(run("score", "--refs", "r.json", "--hypos", "r.json", "--json", cwd=tmp_path).stdout)
+    assert scores["BLEU-1"] == pytest.approx(1, abs=1e-6)
+
+
+# Bad input: one clear line that names the place, exit code 1, nothing left behind.
+
+def _table(folder: Path, **columns) -> Path:
+    path = folder / "t.csv"
+    pd.DataFrame({"id": ["a"], "image": ["a.png"], "findings": ["Small effusion."]} | columns).to_csv(path, index=False)
+    return path
+
+
+def test_missing_image_is_named(demo, tmp_path):
+    assert "none.png" in run("report", "none.png", "--run", demo, cwd=tmp_path, expect=1).stderr
+
+
+def test_truncated_png_is_named(demo, tmp_path):
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:60])
+    assert "x.png" in run("report", "x.png", "--run", demo, "--out", "r.html", cwd=tmp_path, expect=1).stderr
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_training_names_the_missing_image(tmp_path):
+    _table(tmp_path, image=["nowhere.png"])
+    done = run("train", "--preset", "demo", "--out", "r", *TINY, "--set", "studies.source=files", "--set", "studies.path=t.csv", cwd=tmp_path, expect=1)
+    assert "nowhere.png" in done.stderr and not (tmp_path / "r" / "run").exists()
+
+
+def test_wrong_column(tmp_path):
+    pd.DataFrame({"id": ["a"], "image": ["a.png"], "finding": ["x"]}).to_csv(tmp_path / "t.csv", index=False)
+    assert "findings" in run("kg", "build", "--studies", "t.csv", "--out", "g", cwd=tmp_path, expect=1).stderr
+    assert "finding" in run("label", "t.csv", "--out", "l.csv", cwd=tmp_path, expect=1).stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"t.csv"}
+
+
+def test_empty_reports_and_empty_graph(tmp_path):
+    _table(tmp_path, findings=[""])
+    run("kg", "build", "--studies", "t.csv", "--out", "g", cwd=tmp_path, expect=1)
+    _table(tmp_path, findings=["Xyzzy."])
+    assert "graph" in run("kg", "build", "--studies", "t.csv", "--out", "g", cwd=tmp_path, expect=1).stderr
+    assert not (tmp_path / "g").exists()
+
+
+def test_unknown_key_and_preset(tmp_path):
+    assert "train.epochs" in run("train", "--out", "r", "--set", "train.epoch=1", cwd=tmp_path, expect=1).stderr
+    assert "demo-openi" in run("train", "--out", "r", "--preset", "demoo", cwd=tmp_path, expect=1).stderr
+
+
+def test_missing_folders(tmp_path):
+    for command in (["kg", "stats", "none"], ["evaluate", "none"], ["score", "--refs", "no.json", "--hypos", "no.json"], ["label", "no.csv", "--out", "l.csv"]):
+        assert "no" in run(*command, cwd=tmp_path, expect=1).stderr
