@@ -10,25 +10,18 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from .lexicon import Term, find_phrases, load_lexicon, phrase_table, tokenize, words_of
+from .lexicon import find_phrases, load_lexicon, phrase_table, tokenize, words_of
 
-# %% ../nbs/04c_assertion.ipynb #flags
-class Flags(NamedTuple):
-    "Per token of a sentence: denied, hedged, and (for devices) denied in advance or removed."
-    negated: list[bool]
-    uncertain: list[bool]
-    removed: list[bool]
-
+# %% ../nbs/04c_assertion.ipynb #_negex
 @lru_cache(maxsize=1)
 def _negex() -> Mapping[str, list[str]]:
     "NegEx cues of negspacy's clinical term set."
     from negspacy.termsets import termset
     return termset("en_clinical").get_patterns()
 
-# %% ../nbs/04c_assertion.ipynb #_tables
 @lru_cache(maxsize=1)
 def _tables() -> list[dict]:
-    "Phrase tables of negation, uncertainty and removal, tags pseudo, following, preceding, termination."
+    "Phrase tables of negation, uncertainty and removal; tags pseudo, following, preceding, around, termination."
     own, negex = load_lexicon().assertion, _negex()
     dropped = set(words_of(own["drop"]))
     def cues(kind, tag, *names): return words_of(own[kind].get(tag, "")) + [c for n in names for c in negex[n] if c not in dropped]
@@ -38,23 +31,47 @@ def _tables() -> list[dict]:
     tables = [denial]
     for kind in ("uncertainty", "removal"):
         tables.append({tag: cues(kind, tag) for tag in ("pseudo", "following", "preceding", "around")} | {"termination": stops + cues(kind, "termination")})
-    tables[2]["pseudo"] += denial["pseudo"]; tables[2]["preceding"] += denial["preceding"]  # "no tube": denied before, not after
+    tables[2]["pseudo"] += denial["pseudo"]        # a device is denied in advance ("no tube"), not afterwards
+    tables[2]["preceding"] += denial["preceding"]  # ("catheter, tip not seen")
     return [phrase_table(t) for t in tables]
+
+# %% ../nbs/04c_assertion.ipynb #flags
+class Flags(NamedTuple):
+    "Per token of a sentence: denied, hedged, and (for devices) denied in advance or removed."
+    negated: list[bool]
+    uncertain: list[bool]
+    removed: list[bool]
+
+_VERBS = frozenset("is are was were has have had appears appear remains remain shows show demonstrates measures".split())
+_CONJUNCTIONS = frozenset(("and", ",", "or"))
+
+def _next_clause(tokens: Sequence[str], start: int) -> int:
+    "Where after `start` a new statement begins: a conjunction, an article, and a verb within six tokens."
+    for i in range(start, len(tokens) - 2):
+        if tokens[i] in _CONJUNCTIONS and tokens[i + 1] in ("the", "there") and not _VERBS.isdisjoint(tokens[i + 2:i + 8]): return i
+    return len(tokens)
+
+def _own_clause(tokens: Sequence[str], end: int) -> int:
+    "Where the statement that ends before `end` begins: after the first conjunction that follows an earlier verb."
+    verb = next((i for i in range(end - 2, -1, -1) if tokens[i] in _VERBS), None)
+    return 0 if verb is None else next((i + 1 for i in range(verb, end) if tokens[i] in ("and", ",")), 0)
 
 # %% ../nbs/04c_assertion.ipynb #_spread
 def _spread(tokens: Sequence[str], table: Mapping) -> list[bool]:
-    "Tokens in the scope of a cue: right of a preceding cue, left of a following one, both for `around`, up to a termination."
+    "Tokens in the scope of a cue: right of a preceding one, left of a following one, both for `around`, up to a termination."
     hit = [False] * len(tokens)
     cues = [t for t in find_phrases(tokens, table) if t.type != "pseudo"]
     for k, cue in enumerate(cues):
         if cue.type in ("preceding", "around"):
             stop = next((c.start for c in cues[k + 1:] if c.type == "termination"), len(tokens))
-            for i in range(cue.end + 1, stop): hit[i] = True
+            for i in range(cue.end + 1, min(stop, _next_clause(tokens, cue.end + 1))): hit[i] = True
         if cue.type in ("following", "around"):
             start = next((c.end + 1 for c in reversed(cues[:k]) if c.type in ("termination", "following")), 0)
-            for i in range(start, cue.start): hit[i] = True
+            for i in range(max(start, _own_clause(tokens, cue.start)), cue.start): hit[i] = True
     return hit
 
-def assertions(tokens: Sequence[str]) -> Flags:
-    "Flags for the lower-cased tokens of one sentence (NegEx: Chapman 2001, cues of negspacy and of radiology)."
+def assertions(
+    tokens: Sequence[str],  # lower-cased tokens of one sentence
+) -> Flags:
+    "What is denied, hedged or removed (NegEx, Chapman et al. 2001)."
     return Flags(*(_spread(tokens, table) for table in _tables()))

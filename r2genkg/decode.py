@@ -6,6 +6,7 @@
 __all__ = ['beam_layer_class', 'prefill', 'generation_config', 'generate_ids']
 
 # %% ../nbs/17_decode.ipynb #code-2
+import warnings
 from typing import Any
 
 import torch
@@ -84,5 +85,6 @@ def generate_ids(
     "New tokens for a batch of inputs; `share_prefix` changes the time, not the tokens."
     extra = {"past_key_values": prefill(llm, embeds, decode.beams, decode.max_new_tokens)} if share_prefix else {}
     mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*with `inputs_embeds` and without")   # penalties act on new tokens only: intended
         return llm.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config(decode, tokenizer), **extra)

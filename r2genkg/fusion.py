@@ -67,10 +67,11 @@ class KnowledgePrefix(nn.Module):
         dim_visual: int | None = None,   # width of visual tokens; None: config.dim
         num_visual: int = 49,            # V
         num_relations: int = 3,
-        prune_kg: int | None = None,     # nodes per image that go on; None: all
+        prune_kg: int | None = None,     # nodes per image that go on; None: config.prune_kg, and if that is None, all
     ):
         super().__init__()
-        self.config, self.num_visual, self.num_relations, self.prune_kg = config, num_visual, num_relations, prune_kg
+        self.config, self.num_visual, self.num_relations = config, num_visual, num_relations
+        self.prune_kg = prune_kg or config.prune_kg
         self.scales = list(scales)
         self.dim_visual, self.dim_llm = dim_visual or config.dim, dim_llm
         self._check(bank)

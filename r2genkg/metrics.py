@@ -8,7 +8,7 @@ __all__ = ['collapse_scores', 'constant_bleu', 'best_constant', 'nearest_reports
            'nlg_scores']
 
 # %% ../nbs/18_metrics.ipynb #code-2
-import math, re
+import math, re, warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -100,13 +100,14 @@ def radeval_scores(
     hypos: Sequence[str],
     metrics: Sequence[str] = ("radgraph", "bertscore"),  # names of RadEval's metrics
 ) -> dict[str, float]:
-    "Scores of RadEval 2.2, keyed `radeval/...`. Raises `R2GenKGError` where the extra is not installed."
+    "Scores of RadEval 2.2, keyed `radeval/...`. Raises `R2GenKGError` where the extra or its weights are missing."
     refs, hypos = check_texts(refs, hypos)
     try: from radeval import RadEval
     except ImportError as e: raise R2GenKGError(f"RadEval is not installed ({e}): pip install 'r2genkg[radeval]'") from None
-    try: scorer = RadEval(metrics=list(metrics), show_progress=False)
-    except ValueError as e: raise R2GenKGError(f"RadEval: {e}") from None
-    return {f"radeval/{key}": float(value) for key, value in scorer(refs=refs, hyps=hypos).items()}
+    with warnings.catch_warnings():     # RadEval silences all warnings of the process
+        try: found = RadEval(metrics=list(metrics), show_progress=False)(refs=refs, hyps=hypos)
+        except (ImportError, OSError, ValueError) as e: raise R2GenKGError(f"RadEval: {str(e).strip().splitlines()[0]}") from None
+    return {f"radeval/{key}": float(value) for key, value in found.items()}
 
 # %% ../nbs/18_metrics.ipynb #evaluation
 @dataclass(frozen=True)
@@ -134,6 +135,10 @@ def _annotate(refs: list[str], hypos: list[str], annotator: Any) -> tuple[list, 
     found = annotate(refs + hypos, annotator=annotator)
     return found[:len(refs)], found[len(refs):]
 
+def _name(source: Any) -> str:
+    "How labels or annotations came about, for the settings."
+    return source if isinstance(source, str) else "given" if isinstance(source, tuple) else type(source).__name__
+
 # %% ../nbs/18_metrics.ipynb #evaluate_reports
 def evaluate_reports(
     refs: Sequence[str],                # reference reports
@@ -154,11 +159,11 @@ def evaluate_reports(
     scores |= collapse_scores(refs, hypos)
     found = {}
     if labels is not None:
-        settings["labels"] = "given" if isinstance(labels, tuple) else str(labels)
+        settings["labels"] = _name(labels)
         if warning := ce_warning(source): settings["ce_warning"] = warning
         found |= ce_stats(*(labels if isinstance(labels, tuple) else _label(refs, hypos, labels)))
     if annotations is not None:
-        settings["annotations"] = "given" if isinstance(annotations, tuple) else str(annotations)
+        settings["annotations"] = _name(annotations)
         found |= graph_stats(*(annotations if isinstance(annotations, tuple) else _annotate(refs, hypos, annotations)), m3kg)
     scores |= {key: stat.total() for key, stat in found.items()}
     stats |= found

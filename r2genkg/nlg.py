@@ -79,7 +79,8 @@ def prepare_texts(
     if not ptb: return refs, hypos
     if not java_available(): raise R2GenKGError("ptb=True needs Java: install a JRE (apt-get install default-jre-headless), or leave ptb off")
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-    both = PTBTokenizer(verbose=False).tokenize({i: [{"caption": text}] for i, text in enumerate(refs + hypos)})
+    both = PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(refs + hypos)})
+    if len(both) != 2 * len(refs): raise R2GenKGError(f"the PTB tokenizer gave {len(both)} of {2 * len(refs)} texts; run without ptb")
     texts = [both[i][0] for i in range(len(both))]
     return texts[:len(refs)], texts[len(refs):]
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .config import R2GenKGError
 
@@ -68,8 +69,9 @@ class RelationalEncoder(nn.Module):
         edge_type: Tensor,   # (E,) in 0 .. R - 1
     ) -> Tensor:             # (N, D)
         "Encode the nodes of one graph, or of the union of several."
-        h = F.dropout(F.relu(self.conv1(x, edge_index, edge_type)), self.dropout, self.training)
-        return self.conv2(h, edge_index, edge_type)
+        h = self.conv1(x, edge_index, edge_type).to(x.dtype)  # RGCNConv sums in float32 whatever x is
+        h = F.dropout(F.relu(h), self.dropout, self.training)
+        return self.conv2(h, edge_index, edge_type).to(x.dtype)
 
 # %% ../nbs/14_rgcn.ipynb #encoder_layer_rows
 def encoder_layer_rows(
@@ -122,7 +124,14 @@ class ScaleFuser(nn.Module):
 # %% ../nbs/14_rgcn.ipynb #weightcache
 class WeightCache:
     "Keeps one value for as long as the tensors it was made from stay the same."
-    def __init__(self): self.clear()
+    steps, hook = 0, None   # optimiser steps of this process, counted from the first cache on
+
+    def __init__(self):
+        self.clear()
+        WeightCache.hook = WeightCache.hook or register_optimizer_step_post_hook(WeightCache.count)
+
+    @staticmethod
+    def count(*_: Any) -> None: WeightCache.steps += 1
 
     def __deepcopy__(self, memo: dict) -> "WeightCache": return WeightCache()
 
@@ -135,8 +144,9 @@ class WeightCache:
     ) -> Any:
         "The kept value, or a new one if a tensor changed."
         device = tensors[0].device.type
-        key = [(t.data_ptr(), t._version, t.dtype) for t in tensors]
-        key += [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
+        key = [(t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype) for t in tensors]
+        key += [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), WeightCache.steps]
+        key += torch.stack([t.detach().reshape(-1)[0].float() for t in tensors]).tolist()
         if key != self.key:
             with torch.inference_mode(False), torch.no_grad(): self.value = make()
             self.key = key

@@ -19,9 +19,12 @@ TINY = [arg for change in (
     "decode.max_new_tokens=24") for arg in ("--set", change)]
 
 
+COMMAND = str(Path(sys.executable).with_name("r2genkg"))
+
+
 def run(*args, cwd: Path, expect: int = 0, timeout: int = 300) -> subprocess.CompletedProcess:
     "Run the command; the exit code must be `expect`, and a failure must end in one line without a traceback."
-    done = subprocess.run([sys.executable, "-m", "r2genkg.cli", *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=timeout,
+    done = subprocess.run([COMMAND, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=timeout,
                           env=os.environ | {"OMP_NUM_THREADS": "2"})
     assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     if expect == 1:
@@ -76,7 +79,7 @@ def test_report_of_real_images(demo, tmp_path, shared_data):
 
 
 def test_interrupted_demo_goes_on(tmp_path):
-    command = [sys.executable, "-m", "r2genkg.cli", "demo", "--out", "d", *TINY]
+    command = [COMMAND, "demo", "--out", "d", *TINY]
     child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     for line in child.stderr:
         if line.startswith("m3kg"): break
