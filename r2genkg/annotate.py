@@ -102,7 +102,9 @@ def save_annotations(
     "Write annotations as JSON Lines; gives the number of reports."
     n = 0
     with atomic_path(path) as tmp, open(tmp, "w", encoding="utf-8") as file:
-        for n, (id, sentences) in enumerate(pairs, 1): file.write(annotation_line(id, sentences))
+        for id, sentences in pairs:
+            file.write(annotation_line(id, sentences))
+            n += 1
     return n
 
 # %% ../nbs/05_annotate.ipynb #_sentence

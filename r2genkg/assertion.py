@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from .lexicon import find_phrases, load_lexicon, phrase_table, tokenize, words_of
+from .lexicon import find_phrases, load_lexicon, phrase_table, words_of
 
 # %% ../nbs/04c_assertion.ipynb #_negex
 @lru_cache(maxsize=1)

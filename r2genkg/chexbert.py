@@ -6,7 +6,7 @@
 __all__ = ['CLASS_VALUES', 'read_checkpoint', 'CheXbertModel', 'load_tokenizer', 'CheXbert']
 
 # %% ../nbs/10_chexbert.ipynb #code-2
-import math, os, pickle
+import math, pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -208,7 +208,7 @@ def _posterior_ribs(film: Film, a: np.ndarray) -> np.ndarray:
         here = (near == rib) & ((film.u > 0) == (side == "left"))
         beyond = a - np.float32(at)
         offset = offset + np.float32(step) * here * (beyond > 0) * np.clip(1 - beyond / 0.35, 0, 1)
-        strength = strength * (1 + here * 1.4 * np.exp(-np.square(beyond / 0.16))) * (1 - here * soft(gap - np.abs(beyond), 0.006))
+        strength = strength * (1 + here * 2.2 * np.exp(-np.square(beyond / 0.16))) * (1 - here * soft(gap - np.abs(beyond), 0.006))
     t = np.abs(offset)
     return strength * (0.050 * soft(0.026 - t, 0.008) + 0.035 * soft(0.007 - np.abs(t - 0.024), 0.006))
 

@@ -45,6 +45,7 @@ def _tagged_table(entries: Mapping, blocked: Sequence[str] = ()) -> dict:
 #: Words that close a clause; words between a state and the noun after it that part them.
 _CLAUSE = frozenset((".", ";", "but"))
 _JOINTS = frozenset(". ; , and or but in of with without is are was were appears which although however for to at on by".split())
+_COPULA = frozenset("is are was were appears appear remains remain within at the mildly moderately severely slightly markedly minimally not".split())
 
 class StateRules:
     "Finds what is said of heart and mediastinum: subject words, state words, and which belong together."
@@ -64,16 +65,19 @@ class StateRules:
             for label, value in state.type:
                 wanted = {label, ("normal", label)} if value == 0 else {label}
                 if not self._about(state, wanted, subjects, bases): continue
-                if value == 1: value = 0 if flags.negated[state.start] else -1 if flags.uncertain[state.start] else 1
+                # denied in front of it only: "heart enlarged, vessels within normal limits"
+                if value == 1: value = 0 if flags.removed[state.start] else -1 if flags.uncertain[state.start] else 1
                 elif value == 0 and low[max(0, state.start - 1)] == "not": value = 1
                 yield Mention(label, value, state.start, state.end)
 
     def _about(self, state: Term, wanted: set, subjects: Sequence[Term], bases: Sequence[str]) -> bool:
-        "Whether `state` is said of a subject tagged as `wanted`: of the noun it stands before, else of the nearest ones behind it."
-        after = next((s for s in subjects if s.start > state.end), None)
+        "Whether `state` is said of a subject tagged as `wanted`: of the noun it is linked to, else of the one it stands before, else of the nearest ones behind it."
+        behind = [s for s in subjects if s.end < state.start]
+        if behind and _COPULA.issuperset(bases[behind[-1].end + 1:state.start]): after = None    # "heart is enlarged"
+        else: after = next((s for s in subjects if s.start > state.end), None)
         if after and not _JOINTS.intersection(bases[state.end + 1:after.start]): return not wanted.isdisjoint(after.type)
         clause = max((i for i in range(state.start) if bases[i] in _CLAUSE), default=-1)
-        for s in reversed([s for s in subjects if clause < s.start and s.end < state.start]):
+        for s in reversed([s for s in behind if clause < s.start]):
             if not s.type: return False
             if not wanted.isdisjoint(s.type): return True
         return bool(after and after.start - state.end <= 4 and "of" in bases[state.end:after.start] and not wanted.isdisjoint(after.type))
@@ -180,7 +184,8 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     as_csv = Path(path).suffix == ".csv"
     try: table = pd.read_csv(path, keep_default_na=False, dtype=str) if as_csv else _read_json_lines(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise R2GenKGError(f"{path}: not a readable csv: {e}") from None
-    if missing := [c for c in LABELS if c not in table]: raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found: {', '.join(map(str, table.columns[:6]))}, ...")
+    if missing := [c for c in LABELS if c not in table]:
+        raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found: {', '.join(map(str, table.columns[:6]))}, ...")
     key = next((k for k in _KEYS["csv"] if k in table), table.columns[0])
     values = table[list(LABELS)].replace("", None).apply(pd.to_numeric, errors="coerce")
     wrong = ~values.isin([1, 0, -1]) & ~table[list(LABELS)].isin(["", None])

@@ -45,7 +45,7 @@ _DEVICES = {"A": (0.24, 0.14, 0.26, 0.08, 0.18, 0.10), "B": (0.08, 0.16, 0.34, 0
 #: Label -> (sides, zones) that it may have; the zones of a label with severities.
 _PLACES = {"Lung Opacity": ("right left", "upper mid lower"), "Lung Lesion": ("right left", "upper mid lower"), "Edema": ("bilateral", ""),
            "Consolidation": ("right left", "upper mid lower lower"), "Pneumonia": ("right left", "upper mid lower lower"),
-           "Atelectasis": ("right left bilateral", "lower"), "Pneumothorax": ("right left", "upper"), "Pleural Effusion": ("right left bilateral", ""),
+           "Atelectasis": ("right left bilateral", "lower lower mid"), "Pneumothorax": ("right left", "upper"), "Pleural Effusion": ("right left bilateral", ""),
            "Pleural Other": ("right left", "mid"), "Fracture": ("right left", "upper mid lower")}
 _SEVERITIES = ("small", "moderate", "moderate", "large")
 
@@ -59,22 +59,35 @@ def random_finding(
     if label == "Support Devices":
         return Finding(label, ("left", "right")[int(rng.integers(2))], kind=DEVICE_KINDS[int(rng.choice(len(DEVICE_KINDS), p=_DEVICES[style]))])
     sides, zones = _PLACES.get(label, ("", ""))
-    places = [(s, z) for s in sides.split() or [""] for z in zones.split() or [""]]
+    places = [(s, z) for s in sides.split() or [""] for z in zones.split() or [""] if (s, z) != ("bilateral", "mid")]
     free = [p for p in places if p not in taken] or places
     side, zone = free[int(rng.integers(len(free)))]
     severity = _SEVERITIES[int(rng.integers(len(_SEVERITIES)))]
     return Finding(label, side, severity, zone, kind=("mass" if severity == "large" else "nodule") if label == "Lung Lesion" else "")
 
-# %% ../nbs/04_phantom.ipynb #_infection
-_PATCHY = ("Lung Opacity", "Lung Lesion", "Consolidation", "Pneumonia")
+# %% ../nbs/04_phantom.ipynb #_taken
+_PATCHY = ("Lung Opacity", "Lung Lesion", "Consolidation", "Pneumonia", "Atelectasis")
+#: Order in which findings choose their places.
+_PLACING = ("Pleural Effusion", *(k for k in LABELS[:12] if k != "Pleural Effusion"))
 
+def _taken(label: str, found: Sequence[Finding]) -> frozenset[tuple[str, str]]:
+    "Places of `label` that the findings so far leave no room for."
+    patches = {(f.side, f.zone) for f in found if f.label in _PATCHY}
+    if label == "Pleural Effusion":
+        full = {(side, "") for side, zone in patches if zone == "lower"}
+        return frozenset(full | {("bilateral", "")} if full else ())
+    fluid = [f for f in found if f.label == "Pleural Effusion" and f.severity != "small"]
+    wet = {(s, "lower") for f in fluid for s in (f.side, *(("left", "right") if f.side == "bilateral" else ("bilateral",)))}
+    return frozenset(patches | wet if label in _PATCHY else ())
+
+# %% ../nbs/04_phantom.ipynb #_infection
 def _infection(rng: np.random.Generator) -> list[Finding]:
     "Pneumonia by name, or an opacity or consolidation that suggests it, or a consolidation alone."
-    kind = rng.choice(4, p=(0.30, 0.32, 0.18, 0.20))
+    kind = rng.choice(4, p=(0.36, 0.32, 0.12, 0.20))
     if kind == 0: return [random_finding("Pneumonia", rng)]
     sign = random_finding("Lung Opacity" if kind == 1 else "Consolidation", rng)
     if kind == 3: return [sign]
-    certainty = "uncertain" if rng.random() < 0.6 else "present"
+    certainty = "uncertain" if kind == 2 or rng.random() < 0.5 else "present"
     return [sign, Finding("Pneumonia", sign.side, sign.severity, sign.zone, certainty, shown_by=sign.label)]
 
 def _hedge(f: Finding, rng: np.random.Generator) -> Finding:
@@ -93,11 +106,10 @@ def sample_findings(
     situation = list(SITUATIONS)[int(rng.choice(len(weights), p=weights / weights.sum()))]
     chances = SITUATIONS[situation][2]
     found = _infection(rng) if "infection" in chances else []
-    for label in LABELS[:12]:
+    for label in _PLACING:
         beside = 0 if situation == "healthy" else BESIDE.get(label, 0)
         if any(f.label == label for f in found) or rng.random() >= max(chances.get(label, 0), beside): continue
-        taken = frozenset((f.side, f.zone) for f in found if f.label in _PATCHY)
-        found.append(random_finding(label, rng, taken if label in _PATCHY else frozenset(), style))
+        found.append(random_finding(label, rng, _taken(label, found), style))
     linked = {f.shown_by for f in found}  # a sign that suggests something is itself certain
     found = [f if f.shown_by or f.label in linked else _hedge(f, rng) for f in found]
     devices = 1 + int(rng.integers(3)) if "Support Devices" in chances else int(rng.random() < (0.32 if style == "A" else 0.22))
@@ -135,7 +147,7 @@ def show_phantoms(
     rows = -(-len(phantoms) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.6 * rows), squeeze=False)
     for ax in axes.flat: ax.axis("off")
-    colours = dict(zip(LABELS, plt.get_cmap("tab20").colors, strict=False))
+    colours = dict(zip(LABELS, plt.get_cmap("tab10").colors * 2, strict=False))
     for ax, p in zip(axes.flat, phantoms, strict=False):
         ax.imshow(p.image, cmap="gray", vmin=0, vmax=255)
         for k, m in p.masks.items(): ax.contour(m, [0.5], colors=[colours[k]], linewidths=0.7)
@@ -153,10 +165,8 @@ def findings_for_labels(
     "One finding per positive label."
     if odd := set(labels) - set(LABELS): raise R2GenKGError(f"label {min(odd)!r} is none of the 14 CheXpert labels")
     found = []
-    for label in LABELS[:13]:
-        if labels.get(label) != 1: continue
-        taken = frozenset((f.side, f.zone) for f in found if f.label in _PATCHY)
-        found.append(replace(random_finding(label, rng, taken if label in _PATCHY else frozenset(), style), **attributes.get(label, {})))
+    for label in (*_PLACING, "Support Devices"):
+        if labels.get(label) == 1: found.append(replace(random_finding(label, rng, _taken(label, found), style), **attributes.get(label, {})))
     return tuple(found)
 
 def draw_for_labels(

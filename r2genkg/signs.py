@@ -63,13 +63,13 @@ def draw(
 
 # %% ../nbs/03c_signs.ipynb #_broken_ribs
 def _broken_ribs(f: Finding, g: float, shape: Shape, rng: np.random.Generator) -> tuple:
-    "One to three neighbouring ribs with step and gap; heights of the zones as in the report."
+    "Two or three neighbouring ribs with step and gap; heights of the zones as in the report."
     side, at = f.side or "left", rng.uniform(0.40, 0.58)
     v = {"upper": -0.42, "mid": -0.12, "lower": 0.12, "": -0.12}[f.zone] + rng.uniform(-0.06, 0.06)
     first = round((v - rib_place(at)) / RIB + shape.rib_phase + 0.25 * (side == "left"))
     weak = 1.0 if f.certainty == "present" else 0.5
-    step, gap = (0.050 + 0.015 * g) * rng.choice((-1, 1)) * weak, (0.020 + 0.008 * g) * weak
-    return tuple((side, first + k, at + rng.uniform(-0.03, 0.03), float(step), float(gap)) for k in range(1 + round(2 * g)))
+    step, gap = (0.062 + 0.012 * g) * rng.choice((-1, 1)) * weak, (0.028 + 0.008 * g) * weak
+    return tuple((side, first + k, at + rng.uniform(-0.03, 0.03), float(step), float(gap)) for k in range(2 + round(g)))
 
 # %% ../nbs/03c_signs.ipynb #reshape
 def reshape(shape: Shape, f: Finding, rng: np.random.Generator) -> Shape:
@@ -142,8 +142,8 @@ def pneumonia(film: Film, f: Finding, rng: np.random.Generator) -> np.ndarray:
     for side in _sides(f):
         a, v = _spot(film, f, side, rng, 0.06)
         total = total + _blob(film, side, a, v, 0.20 + 0.10 * g, 0.18 + 0.10 * g) * film.lung[side]
-    spots = soft(clouds(film.size, 1, rng) + np.float32(0.7) * clouds(film.size, 2, rng) - np.float32(0.1), 0.7)
-    film.density += total * spots * np.float32((0.24 + 0.05 * g) * k)
+    spots = soft(clouds(film.size, 1, rng) + np.float32(0.8) * clouds(film.size, 2, rng) - np.float32(0.2), 0.9)
+    film.density += total * spots * np.float32((0.34 + 0.05 * g) * k)
     return total > 0.4
 
 # %% ../nbs/03c_signs.ipynb #edema
@@ -166,10 +166,10 @@ def lesion(film: Film, f: Finding, rng: np.random.Generator) -> np.ndarray:
     "Round nodule or mass with a sharp edge."
     side, g = _sides(f)[0], _grade(f, rng)
     a, v = _spot(film, f, side, rng, 0.1)
-    r = (0.105 + 0.05 * g) if f.kind == "mass" else (0.048 + 0.035 * g)
+    r = (0.11 + 0.05 * g) if f.kind == "mass" else (0.058 + 0.04 * g)
     d = 1 - np.sqrt(np.square((film.a(side) - np.float32(a)) / np.float32(r)) + np.square((film.v - np.float32(v)) / np.float32(r * rng.uniform(0.85, 1.15))))
     disc = soft(d + 0.06 * clouds(film.size, 1, rng), 0.16)
-    film.density += disc * np.float32(0.23 * _contrast(f, rng))
+    film.density += disc * np.float32(0.30 * _contrast(f, rng))
     return disc > 0.5
 
 # %% ../nbs/03c_signs.ipynb #atelectasis
@@ -222,7 +222,7 @@ def pleural_other(film: Film, f: Finding, rng: np.random.Generator) -> np.ndarra
     "Irregular thickening along the lateral wall, partly calcified."
     side, g, k = _sides(f)[0], _grade(f, rng), _contrast(f, rng)
     v = {"upper": -0.32, "mid": -0.05, "lower": 0.12, "": -0.05}[f.zone] + rng.uniform(-0.06, 0.06)
-    depth = (0.06 + 0.05 * g) * (1 + 0.35 * clouds(film.size, 1, rng)) * np.clip(1.3 - np.square((film.v - v) / (0.30 + 0.12 * g)), 0, 1)
+    depth = (0.07 + 0.05 * g) * (1 + 0.35 * clouds(film.size, 1, rng)) * np.clip(1.3 - np.square((film.v - v) / (0.30 + 0.12 * g)), 0, 1)
     edge = film.wall + 0.015 - film.a(side)
     band = soft(depth - edge, 0.012) * soft(edge + 0.02, 0.01) * (depth > 0.012)
     chalk = soft(clouds(film.size, 2, rng) - 0.9, 0.5)

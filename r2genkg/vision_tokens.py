@@ -125,7 +125,7 @@ def patch_features(
     "The reference's features: each patch resized to a full image, encoded, and averaged over tokens."
     size, device, parts = images.shape[-1], next(classifier.parameters()).device, []
     cut = images.unfold(1, patch, patch).unfold(2, patch, patch).flatten(1, 2)[image_of, cell]      # (N, p, p)
-    for some in cut.split(batch):
+    for some in cut.split(batch) if len(cut) else ():
         large = F.interpolate(some[:, None].float(), size=(size, size), mode="bicubic", align_corners=False)
         large = large[:, 0].round().clamp(0, 255).to(torch.uint8)
         parts.append(classifier.features(to_pixels(large).to(device)).mean(1).cpu())
@@ -296,12 +296,11 @@ def attach_tokens(
     m3kg: Any,  # M3KG with `.nodes`: columns name, aliases, entity_type
 ) -> Any:
     "A copy of the graph with `visual_tokens` on its nodes: rows of the bank, empty for all but nodes of `LABEL_NODES`."
-    label_of = {name: label for label, names in LABEL_NODES.items() for name in names}
     rows = {label: group.index.tolist() for label, group in bank.table.reset_index(drop=True).groupby("label")}
-    def tokens(node: Any) -> list[int]:
+    def tokens(name: str, aliases: Sequence[str] | None, kind: str) -> list[int]:
         "Rows of the labels that a node's name or aliases stand for."
-        if not str(node.entity_type).startswith(("disorder", "devices")): return []
-        known = {str(name).lower() for name in (node.name_, *(node.aliases if node.aliases is not None else ()))}
+        if not kind.startswith(("disorder", "devices")): return []
+        known = {n.lower() for n in (name, *(() if aliases is None else aliases))}
         return [row for label in LABELS if known & set(LABEL_NODES[label]) for row in rows.get(label, ())]
-    named = m3kg.nodes.rename(columns={"name": "name_"})[["name_", "aliases", "entity_type"]]
-    return replace(m3kg, nodes=m3kg.nodes.assign(visual_tokens=[tokens(node) for node in named.itertuples(index=False)]))
+    columns = (m3kg.nodes[c] for c in ("name", "aliases", "entity_type"))
+    return replace(m3kg, nodes=m3kg.nodes.assign(visual_tokens=[tokens(*node) for node in zip(*columns)]))

@@ -55,7 +55,8 @@ def test_no_finding_is_what_is_left():
     assert (table["No Finding"].eq(1) == ~found).all() and found.any() and not found.all()
 
 
-@pytest.mark.parametrize("text", ["", " ", "...", "\x00", "\u0645\u0631\u062d\u0628\u0627", "normal", "heart", "no no no", "enlarged enlarged heart heart", "XXXX"])
+@pytest.mark.parametrize("text", [
+    "", " ", "...", "\x00", "\u0645\u0631\u062d\u0628\u0627", "normal", "heart", "no no no", "enlarged enlarged heart heart", "XXXX"])
 def test_odd_texts(text):
     """Nothing crashes; values are 1, 0, -1 or empty."""
     table = label_reports([text])
