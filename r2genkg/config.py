@@ -108,6 +108,7 @@ class ModelConfig(Section):
     fuser_ff: int = 2048
     max_nodes: int = 600                 # position embeddings per scale
     dim_encoder: int = 1408              # what the Q-Former cross-attends to (EVA-g width of BLIP-2)
+    qformer_weights: str = ""            # BLIP-2's checkpoint, from which the Q-Former starts; empty: random
     qformer_layers: int = 12
     qformer_heads: int = 12
     qformer_ff: int = 3072
@@ -142,6 +143,7 @@ class LLMConfig(Section):
     vocab: int = 2000
     pretrain_epochs: int = Field(0, ge=0)  # text-only epochs of a "scratch" model on the training reports
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    gradient_checkpointing: bool = False
     prompt: str = ("Human: <Img>{image}</Img> Generate a comprehensive and detailed diagnosis report for this chest "
                    "xray image. \nAssistant:")
 

@@ -76,8 +76,8 @@ def score_all(
     hypo_labels: dict[str, pd.DataFrame],  # name -> (S, 14)
     source: str = "",
 ) -> dict[str, Evaluation]:
-    "Every set of reports against the references."
-    return {name: evaluate_reports(refs, hypos, labels=(ref_labels, hypo_labels[name]), annotations=None, source=source)
+    "Every set of reports against the references; METEOR, whose Java process takes seconds to start, for the run alone."
+    return {name: evaluate_reports(refs, hypos, meteor=name == "model", labels=(ref_labels, hypo_labels[name]), annotations=None, source=source)
             for name, hypos in progress(reports.items(), "scoring", total=len(reports))}
 
 # %% ../nbs/20b_evaluation.ipynb #intervals

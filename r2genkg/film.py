@@ -165,7 +165,7 @@ class Film:
         p = np.asarray(points, dtype=float) * (self.shape.width, 1)
         x = c * p[:, 0] - s * p[:, 1] + self.shape.shift[0]
         y = s * p[:, 0] + c * p[:, 1] + self.shape.shift[1]
-        return list(zip((x + 1) * self.size / 2, (y + 1) * self.size / 2))
+        return list(zip((x + 1) * self.size / 2, (y + 1) * self.size / 2, strict=True))
 
 # %% ../nbs/03b_film.ipynb #ellipse
 def ellipse(film: Film, centre: tuple[float, float], radii: tuple[float, float], tilt: float, edge: float) -> np.ndarray:

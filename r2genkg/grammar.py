@@ -78,7 +78,7 @@ def parse_markup(
     try: entities = tuple(Entity(starts[a], ends[b], _TYPES[kind], kind == "u") for a, b, kind, _, _ in spans)
     except KeyError: raise R2GenKGError(f"grammar: a span cuts a token in {markup!r}") from None
     names = {name: n for n, (_, _, _, name, _) in enumerate(spans) if name}
-    try: found = [(n, names[to], _LINKS[sign]) for n, (*_, links) in enumerate(spans) for sign, to in zip(links[::2], links[1::2])]
+    try: found = [(n, names[to], _LINKS[sign]) for n, (*_, links) in enumerate(spans) for sign, to in zip(links[::2], links[1::2], strict=True)]
     except KeyError as e: raise R2GenKGError(f"grammar: no entity named {e} in {markup!r}") from None
     return SentenceAnnotation(text, tuple(t.text for t in doc), entities, tuple(Relation(*r) for r in sorted(found)))
 

@@ -130,7 +130,9 @@ def encoder_source(embedder: str) -> str:
 def load_encoder(embedder: str):
     "(model, tokenizer) of an encoder; raises `R2GenKGError` where it cannot be reached."
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
     source = encoder_source(embedder)
+    logging.disable_progress_bar()
     try: return AutoModel.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as e:
         raise R2GenKGError(f"embedder {embedder}: cannot be loaded ({str(e).splitlines()[0][:120]}); offline use scales.embedder=minilm") from None
@@ -189,7 +191,7 @@ def _scale(m3kg: M3KG, keys: Sequence[str], names: Sequence[str], x: Tensor, bac
     edges = induced_edges(m3kg, keys, backbone)
     index = np.stack([edges.source.map(place).to_numpy(int), edges.target.map(place).to_numpy(int)])
     kinds = edges.type.map({k: i for i, k in enumerate(RELATION_TYPES)}).to_numpy(int)
-    return ScaleGraph(x, torch.from_numpy(index), torch.from_numpy(kinds), tuple(names), tuple(keys))
+    return ScaleGraph(x, torch.tensor(index), torch.tensor(kinds), tuple(names), tuple(keys))
 
 # %% ../nbs/13_granularity.ipynb #scale_table
 def scale_table(m3kg: M3KG, scales: Sequence[ScaleGraph]) -> pd.DataFrame:

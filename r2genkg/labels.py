@@ -71,7 +71,7 @@ class StateRules:
                 yield Mention(label, value, state.start, state.end)
 
     def _about(self, state: Term, wanted: set, subjects: Sequence[Term], bases: Sequence[str]) -> bool:
-        "Whether `state` is said of a subject tagged as `wanted`: of the noun it is linked to, else of the one it stands before, else of the nearest ones behind it."
+        "Whether `state` is said of a `wanted` subject: the noun it is linked to, else the one it stands before, else one behind it."
         behind = [s for s in subjects if s.end < state.start]
         if behind and _COPULA.issuperset(bases[behind[-1].end + 1:state.start]): after = None    # "heart is enlarged"
         else: after = next((s for s in subjects if s.start > state.end), None)

@@ -45,7 +45,8 @@ _DEVICES = {"A": (0.24, 0.14, 0.26, 0.08, 0.18, 0.10), "B": (0.08, 0.16, 0.34, 0
 #: Label -> (sides, zones) that it may have; the zones of a label with severities.
 _PLACES = {"Lung Opacity": ("right left", "upper mid lower"), "Lung Lesion": ("right left", "upper mid lower"), "Edema": ("bilateral", ""),
            "Consolidation": ("right left", "upper mid lower lower"), "Pneumonia": ("right left", "upper mid lower lower"),
-           "Atelectasis": ("right left bilateral", "lower lower mid"), "Pneumothorax": ("right left", "upper"), "Pleural Effusion": ("right left bilateral", ""),
+           "Atelectasis": ("right left bilateral", "lower lower mid"), "Pneumothorax": ("right left", "upper"),
+           "Pleural Effusion": ("right left bilateral", ""),
            "Pleural Other": ("right left", "mid"), "Fracture": ("right left", "upper mid lower")}
 _SEVERITIES = ("small", "moderate", "moderate", "large")
 

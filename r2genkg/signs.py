@@ -169,7 +169,7 @@ def lesion(film: Film, f: Finding, rng: np.random.Generator) -> np.ndarray:
     r = (0.11 + 0.05 * g) if f.kind == "mass" else (0.058 + 0.04 * g)
     d = 1 - np.sqrt(np.square((film.a(side) - np.float32(a)) / np.float32(r)) + np.square((film.v - np.float32(v)) / np.float32(r * rng.uniform(0.85, 1.15))))
     disc = soft(d + 0.06 * clouds(film.size, 1, rng), 0.16)
-    film.density += disc * np.float32(0.30 * _contrast(f, rng))
+    film.density += disc * np.float32(0.34 * _contrast(f, rng))
     return disc > 0.5
 
 # %% ../nbs/03c_signs.ipynb #atelectasis
@@ -180,11 +180,11 @@ def atelectasis(film: Film, f: Finding, rng: np.random.Generator) -> np.ndarray:
     for side in _sides(f):
         a, v = film.a(side), film.shape.dome[side == "left"] - 0.10 if f.zone in ("lower", "") else _HEIGHT[f.zone]
         for n in range(1 + round(1.6 * g)):
-            tilt, half = rng.uniform(-0.35, 0.35), np.float32(0.010 + 0.010 * g)
-            start = rng.uniform(0.20, 0.32)
+            tilt, half = rng.uniform(-0.35, 0.35), np.float32(0.015 + 0.013 * g)
+            start = rng.uniform(0.27, 0.38)
             band = soft(half - np.abs(film.v - v + n * rng.uniform(0.07, 0.11) - tilt * (a - 0.45)), 0.010)
             total = np.maximum(total, band * soft(a - start, 0.03) * soft(start + 0.30 + 0.12 * g - a, 0.03) * film.lung[side])
-    film.density += total * np.float32(0.24 * k)
+    film.density += total * np.float32(0.29 * k)
     return total > 0.4
 
 # %% ../nbs/03c_signs.ipynb #pneumothorax
@@ -226,7 +226,7 @@ def pleural_other(film: Film, f: Finding, rng: np.random.Generator) -> np.ndarra
     edge = film.wall + 0.015 - film.a(side)
     band = soft(depth - edge, 0.012) * soft(edge + 0.02, 0.01) * (depth > 0.012)
     chalk = soft(clouds(film.size, 2, rng) - 0.9, 0.5)
-    film.density += band * (np.float32(0.22 * k) + chalk * np.float32(0.16 * k))
+    film.density += band * (np.float32(0.26 * k) + chalk * np.float32(0.24 * k))
     return band > 0.4
 
 # %% ../nbs/03c_signs.ipynb #_strokes

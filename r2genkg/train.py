@@ -29,6 +29,7 @@ from .images import ImageCache, to_pixels
 from .llm import build_llm
 from .metrics import nlg_scores
 from .model import R2GenKG
+from .qformer import load_qformer
 from .records import Study, check_images
 from .studies import clean_report
 from .vision_tokens import VisionTokens
@@ -197,10 +198,11 @@ def training_texts(config: Config, studies: Sequence[Study]) -> list[str]:
 def build_model(config: Config, data: TrainingData) -> R2GenKG:
     "Vision encoder of the classifier, knowledge prefix of graph and tokens, language model of the preset."
     texts = training_texts(config, data.split("train"))
-    llm, tokenizer = build_llm(config.llm, texts)
+    llm, tokenizer = build_llm(config.llm, texts, config.llm.gradient_checkpointing)
     vision = SwinClassifier.load(data.classifier)
     prefix = KnowledgePrefix(config.model, data.scales, data.tokens.features, dim_llm=llm.get_input_embeddings().embedding_dim,
                              dim_visual=vision.backbone.num_features, prune_kg=config.model.prune_kg)
+    if config.model.qformer_weights: load_qformer(prefix.parts["disease_queries"].qformer, config.model.qformer_weights)
     return R2GenKG(vision, prefix, llm, tokenizer, config)
 
 # %% ../nbs/20_train.ipynb #image_reader
