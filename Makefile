@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo_out
 READY  := $(VENV)/.r2genkg-ready
 
-.PHONY: demo test lint export notebooks lock clean help
+.PHONY: demo test lint export notebooks readme lock clean help
 
 demo: $(READY)  ## the whole pipeline on embedded data, into $(OUT)
 	$(BIN)/r2genkg demo --out $(OUT)
@@ -25,6 +25,9 @@ export: $(READY)  ## notebooks -> modules, outputs cleaned
 
 notebooks: export  ## execute every notebook and store its outputs
 	$(BIN)/python scripts/run_notebooks.py && $(BIN)/nbdev_clean
+
+readme:  ## nbs/index.ipynb -> README.md
+	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb > README.md
 
 lock:  ## write the tested versions
 	$(BIN)/pip freeze --exclude-editable | grep -vE '@|^(nvidia|cuda|triton|llm|llama)' | sed 's/$$/ ; python_version >= "3.11"/' > requirements.lock

@@ -24,8 +24,7 @@ setup(
     package_data={"r2genkg": ["presets/*.yaml", "data/*", "templates/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"demo": cfg.get("demo_requirements", "").split(), "dev": cfg["dev_requirements"].split(),
-                    "ray": cfg.get("ray_requirements", "").split(), "llm": cfg.get("llm_requirements", "").split()},
+    extras_require={key.removesuffix("_requirements"): value.split() for key, value in cfg.items() if key.endswith("_requirements")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

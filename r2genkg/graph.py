@@ -76,7 +76,7 @@ class Counts:
         ends = {signs[r.head], signs[r.tail]}
         sign = next(s for s in ("absent", "uncertain", "present") if s in ends)
         key = names[r.head], names[r.tail], r.type
-        self.triples[*key, sign] += 1
+        self.triples[(*key, sign)] += 1
         ids = self.reports_of[key]
         if len(ids) < self.keep and report not in ids: ids.append(report)
 
