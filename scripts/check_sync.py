@@ -15,13 +15,15 @@ def code(path: Path) -> list[str]:
 root = Path(__file__).resolve().parents[1]
 faults = []
 with tempfile.TemporaryDirectory() as tmp:
+    package = Path(tmp) / "r2genkg"
+    package.mkdir()
     for nb in sorted(root.glob("nbs/[0-9]*.ipynb")):
-        nb_export(nb, lib_path=tmp)
-    for made in sorted(Path(tmp).glob("*.py")):
+        nb_export(nb, lib_path=package)
+    for made in sorted(package.glob("*.py")):
         kept = root / "r2genkg" / made.name
         if not (kept.exists() and code(made) == code(kept)):
             faults.append(f"r2genkg/{made.name} is not what its notebook exports: run `make export`")
-    exported = {made.name for made in Path(tmp).glob("*.py")} | {"__init__.py", "_modidx.py"}
+    exported = {made.name for made in package.glob("*.py")} | {"__init__.py", "_modidx.py"}
     faults += [f"{p.relative_to(root)} has no notebook" for p in root.glob("r2genkg/*.py") if p.name not in exported]
 for nb in root.glob("nbs/**/*.ipynb"):
     cells = json.loads(nb.read_text(encoding="utf-8"))["cells"]
