@@ -352,14 +352,18 @@ def graph_stats(graph: M3KG) -> dict:
             "largest component": int(np.bincount(labels).max()), "nodes without edge": int((degree == 0).sum()),
             "degree median": float(np.median(degree)), "degree max": int(degree.max()), **{k: v for k, v in graph.meta.items() if isinstance(v, (int, float))}}
 
-# %% ../nbs/18_graph.ipynb #import_rexkg
+# %% ../nbs/18_graph.ipynb #_cui
+def _cui(value: str | None) -> str:
+    "A concept identifier of UMLS; ReXKG repeats the name where it has none."
+    return value if re.fullmatch(r"C\d{7}", value or "") else ""
+
 def import_rexkg(nodes_json: str | Path, relations_csv: str | Path) -> M3KG:
     "A graph from `kg_nodes.json` and `kg_relations.csv`; counts stay as published (ReXKG doubled those of linked nodes)."
     tree = read_json(nodes_json)
     if not isinstance(tree, dict): raise R2GenKGError(f"{nodes_json}: expected an object of nodes, got {type(tree).__name__}")
     rows = []
     for key, v in tree.items():
-        try: rows.append((key, str(v.get("Name") or key).lower(), v["entity_type"], int(v["count"]), v["CUI"] if re.fullmatch(r"C\d{7}", v.get("CUI") or "") else "", v.get("Definition") or "",
+        try: rows.append((key, str(v.get("Name") or key).lower(), v["entity_type"], int(v["count"]), _cui(v.get("CUI")), v.get("Definition") or "",
                           ",".join(v.get("TUI") or []), list(v.get("Aliases") or [key]), v.get("Possibility")))
         except (KeyError, TypeError, AttributeError, ValueError) as e: raise R2GenKGError(f"{nodes_json}: node {key!r}: {type(e).__name__} {e}") from None
     nodes = pd.DataFrame(rows, columns=["key", "name", "entity_type", "count", "cui", "definition", "tui", "aliases", "possibility"])

@@ -1,11 +1,5 @@
 """Vision tokens across rooms: batches against the one-by-one procedure, the graph, phantoms, resuming the classifier."""
 import importlib.util
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from r2genkg.classifier import SwinClassifier, build_swin, train_classifier
-from r2genkg.config import LABELS, ClassifierConfig, R2GenKGError, TokensConfig, load_config, read_json, set_seed
+from r2genkg.classifier import SwinClassifier, build_swin
+from r2genkg.config import LABELS, ClassifierConfig, R2GenKGError, TokensConfig, load_config, set_seed
 from r2genkg.images import ImageCache
-from r2genkg.records import Study, load_studies, save_studies
-from r2genkg.vision_tokens import CAM_METHODS, LABEL_NODES, VisionTokens, extract_tokens
+from r2genkg.records import Study
+from r2genkg.vision_tokens import CAM_METHODS, VisionTokens, extract_tokens
 
 SMALL = ClassifierConfig(backbone="scratch", patch_size=4, embed_dim=24, depths=(1, 1), heads=(2, 4), epochs=4, batch_size=8, lr=2e-3)
 
