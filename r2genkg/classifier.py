@@ -54,11 +54,8 @@ def new_swin(swin_config: Any, stem: bool) -> nn.Module:
     if stem: swin.embeddings.patch_embeddings.projection = ConvStem(swin_config.patch_size, swin_config.embed_dim)
     return swin
 
-def build_swin(
-    config: ClassifierConfig,
-    image_size: int = 224,  # pixels; acts for "scratch" only
-) -> nn.Module:
-    "The `SwinModel` that `config` names. Raises `R2GenKGError` if it cannot be loaded or its sizes do not fit."
+def build_swin(config: ClassifierConfig, image_size: int = 224) -> nn.Module:
+    "The `SwinModel` that `config` names (`image_size` acts from scratch only). Raises `R2GenKGError` if it cannot be loaded or its sizes do not fit."
     from transformers import SwinConfig, SwinModel
     if config.backbone == "scratch":
         _check_sizes(config, image_size)
@@ -99,13 +96,16 @@ class SwinClassifier(nn.Module):
         return self.classify(self.features(pixels))
 
     def save(self, folder: str | Path) -> None:
-        "Write `model.safetensors` and `config.json`."
-        save_classifier(self, folder)
+        "Write `model.safetensors` and `config.json`, atomically."
+        with atomic_path(folder) as tmp:
+            tmp.mkdir()
+            save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, tmp / "model.safetensors")
+            write_json(tmp / "config.json", _describe(self))
 
     @classmethod
     def load(cls, folder: str | Path) -> "SwinClassifier":
         "Read what `save` wrote; raises `R2GenKGError` if the folder is no classifier."
-        return load_classifier(folder)
+        return _restore(Path(folder))
 
 # %% ../nbs/22_classifier.ipynb #_describe
 def _describe(classifier: SwinClassifier) -> dict:
@@ -151,20 +151,13 @@ def encode_targets(matrix: np.ndarray, config: ClassifierConfig) -> np.ndarray:
     return targets.astype(np.float32)
 
 # %% ../nbs/22_classifier.ipynb #positive_weights
-def positive_weights(
-    targets: np.ndarray,  # (S, 14): 1, 0 or NaN
-    most: float = 5.0,    # cap
-) -> Tensor:              # (14,)
-    "Weight of each label's positives: negatives per positive, between 1 and `most`."
+def positive_weights(targets: np.ndarray, most: float = 5.0) -> Tensor:
+    "Weight of each label's positives (14,) from targets (S, 14): negatives per positive, between 1 and `most`."
     positive, negative = (targets == 1).sum(0), (targets == 0).sum(0)
     return torch.tensor((negative / np.maximum(positive, 1)).clip(1, most), dtype=torch.float32)
 
-def masked_bce(
-    logits: Tensor,    # (B, 14)
-    targets: Tensor,   # (B, 14): 1, 0 or NaN
-    weights: Tensor,   # (14,) of the positives
-) -> Tensor:
-    "Mean weighted binary cross-entropy over the targets that are not NaN; 0 if all are."
+def masked_bce(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    "Mean binary cross-entropy of (B, 14) over the targets that are not NaN, positives weighted by (14,); 0 if all are NaN."
     counts = ~targets.isnan()
     loss = F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(), pos_weight=weights, reduction="none")
     return (loss * counts).sum() / counts.sum().clamp(min=1)
