@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARPNESS', 'SHIFT', 'ConvStem', 'new_swin', 'build_swin', 'SwinClassifier', 'label_matrix', 'encode_targets',
            'positive_weights', 'masked_bce', 'shift_images', 'ViewDataset', 'predict', 'weighted_areas', 'score_labels',
-           'train_classifier']
+           'macro_auroc', 'LabelTask', 'collate_views', 'last_checkpoint', 'train_classifier']
 
 # %% ../nbs/22_classifier.ipynb #code-2
 import logging, math, os, shutil
@@ -246,8 +246,15 @@ def score_labels(
         logging.getLogger("r2genkg").warning("AUROC is undefined (only one class) for %s", ", ".join(undefined))
     return table
 
-# %% ../nbs/22_classifier.ipynb #_labeltask
-class _LabelTask(nn.Module):
+# %% ../nbs/22_classifier.ipynb #macro_auroc
+def macro_auroc(targets: np.ndarray, scores: np.ndarray) -> float:
+    "Mean AUROC over the labels (columns) that have both classes, NaN targets left out; 0 if there is none."
+    known = ~np.isnan(targets)
+    areas = [weighted_areas(y[k], s[k], np.ones((1, k.sum())))[0][0] for y, s, k in zip(targets.T, scores.T, known.T) if k.any()]
+    return 0.0 if np.isnan(areas).all() else float(np.nanmean(areas))
+
+# %% ../nbs/22_classifier.ipynb #labeltask
+class LabelTask(nn.Module):
     "Classifier and loss as `Trainer` wants them: batch in, dict out."
     def __init__(self, classifier: SwinClassifier, weights: Tensor):
         super().__init__()
@@ -255,21 +262,16 @@ class _LabelTask(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        "Pixels (B, 3, H, W), targets (B, 14) -> loss and logits."
         logits = self.classifier(pixels)
         return {"loss": masked_bce(logits, labels, self.weights), "logits": logits}
 
-def _collate(examples: list, shift: int) -> dict[str, Tensor]:
+def collate_views(examples: Sequence[tuple[np.ndarray, np.ndarray]], shift: int) -> dict[str, Tensor]:
     "Examples of `ViewDataset` -> normalised pixels and targets."
     images, targets = (torch.tensor(np.stack(part)) for part in zip(*examples))
     return {"pixels": to_pixels(shift_images(images, shift) if shift else images), "labels": targets}
 
-# %% ../nbs/22_classifier.ipynb #_macro_auroc
-def _macro_auroc(targets: np.ndarray, scores: np.ndarray) -> float:
-    "Mean AUROC of the labels that have both classes."
-    known = ~np.isnan(targets)
-    areas = [weighted_areas(y[k], s[k], np.ones((1, k.sum())))[0][0] for y, s, k in zip(targets.T, scores.T, known.T) if k.any()]
-    return 0.0 if np.isnan(areas).all() else float(np.nanmean(areas))
-
+# %% ../nbs/22_classifier.ipynb #_training_arguments
 def _training_arguments(config: ClassifierConfig, folder: Path, steps: int, validate: bool, seed: int):
     "Arguments of `Trainer` for one training."
     from transformers import TrainingArguments
@@ -284,8 +286,7 @@ def _training_arguments(config: ClassifierConfig, folder: Path, steps: int, vali
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(), dataloader_pin_memory=device == "cuda",
         dataloader_num_workers=4 if device == "cuda" else 0, disable_tqdm=not os.isatty(2), log_level="error")
 
-# %% ../nbs/22_classifier.ipynb #_last_checkpoint
-def _last_checkpoint(folder: Path) -> str | None:
+def last_checkpoint(folder: Path) -> str | None:
     "The newest complete checkpoint; half-written ones are removed."
     done = []
     for path in folder.glob("checkpoint-*"):
@@ -293,18 +294,30 @@ def _last_checkpoint(folder: Path) -> str | None:
         else: shutil.rmtree(path)
     return str(max(done, key=lambda p: int(p.name.split("-")[1]))) if done else None
 
-def _fit(classifier: SwinClassifier, parts: dict[str, ViewDataset], config: ClassifierConfig, folder: Path, seed: int, shift: int) -> list[dict]:
+# %% ../nbs/22_classifier.ipynb #_fit
+#: Largest random shift in training, pixels of 224.
+SHIFT = 8
+
+def _fit(classifier: SwinClassifier, parts: dict[str, ViewDataset], config: ClassifierConfig, folder: Path, seed: int) -> list[dict]:
     "Train in place, from the last checkpoint in `folder` if there is one; gives the log."
     from transformers import PrinterCallback, Trainer
-    task = _LabelTask(classifier, positive_weights(parts["train"].targets, config.max_class_weight))
-    steps = -(-len(parts["train"]) // config.batch_size) * config.epochs
+    task = LabelTask(classifier, positive_weights(parts["train"].targets, config.max_class_weight))
+    steps, shift = -(-len(parts["train"]) // config.batch_size) * config.epochs, SHIFT * classifier.image_size // 224
     args = _training_arguments(config, folder, steps, "val" in parts, seed)
     trainer = Trainer(model=task, args=args, train_dataset=parts["train"], eval_dataset=parts.get("val"),
-                      data_collator=lambda batch: _collate(batch, shift if task.training else 0),
-                      compute_metrics=lambda p: {"macro_auroc": _macro_auroc(p.label_ids, p.predictions)})
+                      data_collator=lambda batch: collate_views(batch, shift if task.training else 0),
+                      compute_metrics=lambda p: {"macro_auroc": macro_auroc(p.label_ids, p.predictions)})
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     return trainer.state.log_history
+
+def _metrics(targets: np.ndarray, probs: np.ndarray, split: str, seed: int) -> dict:
+    "What metrics.json holds: macro means over the labels with both classes, and the table (None for undefined)."
+    table = score_labels(targets, probs, seed=seed)
+    def rounded(v): return None if np.isnan(v) else round(float(v), 4)
+    return {"split": split, "studies": len(targets), "macro_auroc": float(table.auroc.mean()), "macro_auprc": float(table.auprc.mean()),
+            "undefined": table.index[table.auroc.isna()].tolist(),
+            "labels": {label: {k: rounded(v) for k, v in row.items()} for label, row in table.iterrows()}}
 
 # %% ../nbs/22_classifier.ipynb #train_classifier
 def train_classifier(
@@ -319,33 +332,20 @@ def train_classifier(
 ) -> dict:                               # macro_auroc, macro_auprc, split, studies, undefined, labels
     "Train the 14-label Swin, resuming if it was cut off, and score it on the test studies (else validation, else training)."
     studies = [s for s in studies if s.images]
-    matrix = label_matrix(studies, labels)
     if not any(s.split == "train" for s in studies): raise R2GenKGError("no study with an image in the training split: nothing to train the classifier on")
+    matrix = label_matrix(studies, labels)
     home = Path(work) if work else Path(out).with_name(f".{Path(out).name}.work")
-    cache = cache or ImageCache(home / "images", image_size)
     key = fingerprint(config, seed, image_size, [(s.id, s.split, s.images) for s in studies], np.nan_to_num(matrix, nan=9).tolist())
     set_seed(seed)
     classifier = SwinClassifier(build_swin(config, image_size), image_size)
-    targets = encode_targets(matrix, config)
-    members = {split: [i for i, s in enumerate(studies) if s.split == split] for split in ("train", "val", "test")}
-    parts = {split: ViewDataset([studies[i] for i in rows], targets[rows], cache) for split, rows in members.items() if rows}
-    history = _fit(classifier, parts, config, home / f"classifier-{key}", seed, SHIFT * image_size // 224) if config.epochs else []
-    split = next(s for s in ("test", "val", "train") if members[s])
+    targets, cache = encode_targets(matrix, config), cache or ImageCache(home / "images", image_size)
+    members = {split: rows for split in ("train", "val", "test") if (rows := [i for i, s in enumerate(studies) if s.split == split])}
+    parts = {split: ViewDataset([studies[i] for i in rows], targets[rows], cache) for split, rows in members.items()}
+    history = _fit(classifier, parts, config, home / f"classifier-{key}", seed) if config.epochs else []
+    split = next(s for s in ("test", "val", "train") if s in members)
     metrics = _metrics(targets[members[split]], predict(classifier, [studies[i] for i in members[split]], cache), split, seed)
     with atomic_path(out) as tmp:
         classifier.save(tmp)
         write_json(tmp / "metrics.json", metrics); write_json(tmp / "history.json", history)
     shutil.rmtree(home if work is None else home / f"classifier-{key}", ignore_errors=True)
     return metrics
-
-# %% ../nbs/22_classifier.ipynb #_metrics
-#: Largest random shift in training, pixels of 224.
-SHIFT = 8
-
-def _metrics(targets: np.ndarray, probs: np.ndarray, split: str, seed: int) -> dict:
-    "What metrics.json holds: macro means over the labels with both classes, and the table (None for undefined)."
-    table = score_labels(targets, probs, seed=seed)
-    def rounded(v): return None if np.isnan(v) else round(float(v), 4)
-    return {"split": split, "studies": len(targets), "macro_auroc": float(table.auroc.mean()), "macro_auprc": float(table.auprc.mean()),
-            "undefined": table.index[table.auroc.isna()].tolist(),
-            "labels": {label: {k: rounded(v) for k, v in row.items()} for label, row in table.iterrows()}}

@@ -26,6 +26,7 @@ from .granularity import load_scales, make_scales, save_scales
 from .graph import M3KG, GraphOptions, build_graph
 from .labels import label_reports
 from .phantom import draw_for_labels, write_phantoms
+from .records import check_images
 from .studies import Study, load_studies, read_openi_package, read_studies, save_studies
 from .train import TrainingData, train
 from .vision_tokens import VisionTokens, extract_tokens
@@ -94,6 +95,7 @@ def make_studies(config: Config, paths: dict[str, Path], out: Path, work: Path) 
     elif c.source == "openi-phantom": studies = draw_openi(out, c.n_train, c.n_val, c.n_test, c.seed, c.image_size)
     else: studies = _keep_first(read_studies(c.path, c.format, c.image_root or None, c.splits, c.labels or None), c)
     if not any(s.split == "train" for s in studies): raise R2GenKGError(f"{c.path or c.source}: no study in the training split")
+    check_images(studies)                # now, not after an hour of training
     save_studies(studies, out / "studies.parquet")
     return ", ".join(f"{sum(s.split == k for s in studies):,} {k}" for k in ("train", "val", "test"))
 

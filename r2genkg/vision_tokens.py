@@ -171,8 +171,8 @@ def balance(
     order = table.reset_index(drop=True).sort_values(["label_id", "rank", "cam"], ascending=[True, True, False], kind="stable")
     kept = []
     for _, group in order.groupby("label_id"):
-        rows = group.index.to_numpy()
-        kept += sorted(rows[distinct(features[rows], distance, most)] if distance > 0 else rows[:most])
+        rows = group.index.tolist()
+        kept += sorted([rows[i] for i in distinct(features[rows], distance, most)] if distance > 0 else rows[:most])
     return table.iloc[kept].reset_index(drop=True), features[kept]
 
 # %% ../nbs/23_vision_tokens.ipynb #visiontokens

@@ -69,7 +69,7 @@ def test_report_of_a_drawn_image(demo, tmp_path):
     assert "data:image/png" in (tmp_path / "r.html").read_text()
     run("report", image, "--run", demo, "--out", tmp_path / "r.json", cwd=tmp_path)
     stored = json.loads((tmp_path / "r.json").read_text())
-    assert stored[0]["sentences"] and stored[0]["patches"] and stored[0]["nodes"]
+    assert stored[0]["text"] == " ".join(stored[0]["text"].split()) and stored[0]["patches"] and stored[0]["nodes"]
 
 
 def test_report_of_real_images(demo, tmp_path, shared_data):
@@ -144,7 +144,7 @@ def test_truncated_png_is_named(demo, tmp_path):
 
 
 def test_training_names_the_missing_image(tmp_path):
-    _table(tmp_path, image=["nowhere.png"])
+    _table(tmp_path, image=["nowhere.png"], split=["train"])
     done = run("train", "--preset", "demo", "--out", "r", *TINY, "--set", "studies.source=files", "--set", "studies.path=t.csv", cwd=tmp_path, expect=1)
     assert "nowhere.png" in done.stderr and not (tmp_path / "r" / "run").exists()
 
