@@ -69,7 +69,7 @@ def test_report_of_a_drawn_image(demo, tmp_path):
     assert "data:image/png" in (tmp_path / "r.html").read_text()
     run("report", image, "--run", demo, "--out", tmp_path / "r.json", cwd=tmp_path)
     stored = json.loads((tmp_path / "r.json").read_text())
-    assert stored[0]["text"] == " ".join(stored[0]["text"].split()) and stored[0]["patches"] and stored[0]["nodes"]
+    assert stored[0]["image"] == image.name and stored[0]["patches"] and stored[0]["nodes"]
 
 
 def test_report_of_real_images(demo, tmp_path, shared_data):

@@ -1,5 +1,11 @@
 """Vision tokens across rooms: batches against the one-by-one procedure, the graph, phantoms, resuming the classifier."""
 import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from r2genkg.classifier import SwinClassifier, build_swin
-from r2genkg.config import LABELS, ClassifierConfig, R2GenKGError, TokensConfig, load_config, set_seed
+from r2genkg.classifier import SwinClassifier, build_swin, train_classifier
+from r2genkg.config import LABELS, ClassifierConfig, R2GenKGError, TokensConfig, load_config, read_json, set_seed
 from r2genkg.images import ImageCache
-from r2genkg.records import Study
-from r2genkg.vision_tokens import CAM_METHODS, VisionTokens, extract_tokens
+from r2genkg.records import Study, load_studies, save_studies
+from r2genkg.vision_tokens import CAM_METHODS, LABEL_NODES, VisionTokens, extract_tokens
 
 SMALL = ClassifierConfig(backbone="scratch", patch_size=4, embed_dim=24, depths=(1, 1), heads=(2, 4), epochs=4, batch_size=8, lr=2e-3)
 
@@ -120,3 +126,88 @@ def test_bank_goes_to_disk_and_back(small_world, tmp_path):
     pd.testing.assert_frame_equal(back.table, bank.table)
     (tmp_path / "bank" / "tokens.parquet").unlink()
     with pytest.raises(R2GenKGError, match="not a readable bank"): VisionTokens.load(tmp_path / "bank")
+
+
+def test_tokens_hang_on_the_nodes_of_a_built_graph(small_world):
+    from r2genkg.annotate import annotate
+    from r2genkg.graph import GraphOptions, build_graph
+    texts = ["There is a small left pleural effusion.", "Mild cardiomegaly. No pneumothorax.", "Pulmonary edema with a left pleural effusion."]
+    graph = build_graph([(str(i), s) for i, s in enumerate(annotate(texts))], GraphOptions(min_count=1))
+    studies, net, _ = small_world
+    bank = extract_tokens(net, studies, TokensConfig(patch=8, threshold=0.5))
+    attached = bank.attach(graph)
+    rows = dict(zip(attached.nodes["name"], attached.nodes["visual_tokens"]))
+    assert rows["effusion"] == bank.table.index[bank.table.label == "Pleural Effusion"].tolist() != []
+    assert rows["cardiomegaly"] == bank.table.index[bank.table.label == "Cardiomegaly"].tolist() != []
+    assert rows["small"] == [] and "visual_tokens" not in graph.nodes
+    assert set(LABEL_NODES) == set(LABELS)
+
+
+def test_attached_graph_survives_saving(small_world, tmp_path):
+    from r2genkg.annotate import annotate
+    from r2genkg.graph import M3KG, GraphOptions, build_graph
+    graph = build_graph([("a", annotate(["Left pleural effusion."])[0])], GraphOptions(min_count=1))
+    studies, net, _ = small_world
+    attached = extract_tokens(net, studies, TokensConfig(patch=8, threshold=0.5)).attach(graph)
+    attached.save(tmp_path / "kg")
+    back = M3KG.load(tmp_path / "kg")
+    assert [list(rows) for rows in back.nodes["visual_tokens"]] == attached.nodes["visual_tokens"].tolist()
+
+
+def test_phantom_masks_audit_the_maps(tmp_path):
+    from r2genkg.phantom import load_masks, write_phantoms
+    from r2genkg.token_audit import audit_maps, audit_table
+    studies = write_phantoms(tmp_path / "phantoms", 0, 0, 12)
+    set_seed(0)
+    net = SwinClassifier(build_swin(load_config("demo").classifier, 224), 224).eval()
+    def masks(s): return {k: m for k, m in load_masks(tmp_path / "phantoms", s.id).items() if s.labels.get(k) == 1}
+    table = audit_table(audit_maps(net, studies, masks, ["gradcam", "hirescam"]))
+    macro = table.xs("macro", level="label")
+    assert macro.pairs.tolist() == [sum(len(masks(s)) for s in studies)] * 2
+    assert macro[["pointing", "near", "energy", "iou"]].stack().between(0, 1).all() and (macro.near >= macro.pointing).all()
+    assert (macro.chance < 0.3).all()
+
+
+CUT_OFF = """
+import sys
+from r2genkg.classifier import train_classifier
+from r2genkg.config import ClassifierConfig
+from r2genkg.records import load_studies
+folder = sys.argv[1]
+config = ClassifierConfig.model_validate_json(sys.argv[2])
+train_classifier(load_studies(folder + "/studies.parquet"), config, folder + "/out", work=folder + "/work", image_size=56)
+"""
+
+
+def test_killed_training_goes_on_and_ends_the_same(tmp_path):
+    studies = [draw_study(tmp_path, i, split=("train", "train", "val")[i % 3]) for i in range(48)]
+    save_studies(studies, tmp_path / "studies.parquet")
+    config = SMALL.model_copy(update={"epochs": 12})
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", CUT_OFF, str(tmp_path), config.model_dump_json()],
+                               stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.time() + 120
+    while process.poll() is None and time.time() < deadline and not list((tmp_path / "work").glob("*/checkpoint-*/trainer_state.json")): time.sleep(0.01)
+    process.send_signal(signal.SIGKILL); process.wait()
+    assert not (tmp_path / "out").exists()                   # nothing that looks finished
+    begun = list((tmp_path / "work").glob("classifier-*/checkpoint-*"))
+    if not begun: pytest.skip("the training was over before it could be killed")
+    studies = load_studies(tmp_path / "studies.parquet")     # the same paths as in the killed process
+    resumed = train_classifier(studies, config, tmp_path / "out", work=tmp_path / "work", image_size=56)
+    assert not list((tmp_path / "work").glob("classifier-*"))
+    whole = train_classifier(studies, config, tmp_path / "whole", work=tmp_path / "work2", image_size=56)
+    assert resumed == whole and resumed["split"] == "val"
+    epochs = [h["epoch"] for h in read_json(tmp_path / "out" / "history.json") if "loss" in h]
+    assert epochs == list(range(1, 13))
+    a, b = (SwinClassifier.load(tmp_path / name).state_dict() for name in ("out", "whole"))
+    for name in a: torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["ignore", "zeros", "ones"])
+def test_uncertain_policies_train(tmp_path, policy):
+    studies = [replace(draw_study(tmp_path, i), labels={"Edema": (-1.0, 0.0, 1.0)[i % 3]}) for i in range(9)]
+    config = SMALL.model_copy(update={"epochs": 1, "uncertain": policy, "unmentioned": "ignore"})
+    metrics = train_classifier(studies, config, tmp_path / "out", image_size=56)
+    edema = metrics["labels"]["Edema"]
+    assert (edema["positives"], edema["negatives"]) == {"ignore": (3, 3), "zeros": (3, 6), "ones": (6, 3)}[policy]
+    assert "Fracture" in metrics["undefined"] and json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    assert np.isfinite(metrics["macro_auroc"])
