@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARPNESS', 'SHIFT', 'ConvStem', 'new_swin', 'build_swin', 'SwinClassifier', 'label_matrix', 'encode_targets',
-           'positive_weights', 'masked_bce', 'shift_images', 'ViewDataset', 'predict', 'weighted_areas', 'score_labels',
+           'positive_weights', 'masked_bce', 'shift_image', 'ViewDataset', 'predict', 'weighted_areas', 'score_labels',
            'macro_auroc', 'LabelTask', 'collate_views', 'last_checkpoint', 'train_classifier']
 
 # %% ../nbs/22_classifier.ipynb #code-2
@@ -162,29 +162,25 @@ def masked_bce(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     loss = F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(), pos_weight=weights, reduction="none")
     return (loss * counts).sum() / counts.sum().clamp(min=1)
 
-# %% ../nbs/22_classifier.ipynb #shift_images
-def shift_images(
-    images: Tensor,  # (B, H, W) uint8
-    most: int = 8,   # pixels
-) -> Tensor:
-    "Move each image by up to `most` pixels in both directions, its border repeated; torch's generator decides."
-    height, width = images.shape[1:]
-    padded = F.pad(images[:, None].float(), (most,) * 4, mode="replicate")[:, 0].to(torch.uint8)
-    corners = torch.randint(0, 2 * most + 1, (len(images), 2)).tolist()
-    return torch.stack([image[y:y + height, x:x + width] for image, (y, x) in zip(padded, corners)])
+# %% ../nbs/22_classifier.ipynb #shift_image
+def shift_image(image: np.ndarray, most: int) -> np.ndarray:
+    "Move an image (H, W) by up to `most` pixels in both directions, its border repeated; torch's generator decides."
+    y, x = torch.randint(0, 2 * most + 1, (2,)).tolist()
+    return np.pad(image, most, mode="edge")[y:y + image.shape[0], x:x + image.shape[1]]
 
 class ViewDataset(torch.utils.data.Dataset):
-    "All views of some studies, read from an image cache: image (H, W) uint8 and targets (14,)."
+    "All views of some studies, read from an image cache: image (H, W) uint8, shifted at random, and targets (14,)."
 
-    def __init__(self, studies: Sequence[Study], targets: np.ndarray, cache: ImageCache):
+    def __init__(self, studies: Sequence[Study], targets: np.ndarray, cache: ImageCache, shift: int = 0):
         views = [(image, i) for i, s in enumerate(studies) for image in s.images]
         self.rows, self.cache = cache.rows([image for image, _ in views]), cache  # decodes all now: faults appear early
-        self.owner, self.targets = np.array([i for _, i in views], dtype=np.int64), targets
+        self.shift, self.owner, self.targets = shift, np.array([i for _, i in views], dtype=np.int64), targets
 
     def __len__(self) -> int: return len(self.rows)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.array(self.cache.pixels[self.rows[i]]), self.targets[self.owner[i]]
+        image = np.array(self.cache.pixels[self.rows[i]])
+        return shift_image(image, self.shift) if self.shift else image, self.targets[self.owner[i]]
 
 # %% ../nbs/22_classifier.ipynb #predict
 @torch.inference_mode()
@@ -266,10 +262,10 @@ class LabelTask(nn.Module):
         logits = self.classifier(pixels)
         return {"loss": masked_bce(logits, labels, self.weights), "logits": logits}
 
-def collate_views(examples: Sequence[tuple[np.ndarray, np.ndarray]], shift: int) -> dict[str, Tensor]:
+def collate_views(examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:
     "Examples of `ViewDataset` -> normalised pixels and targets."
-    images, targets = (torch.tensor(np.stack(part)) for part in zip(*examples))
-    return {"pixels": to_pixels(shift_images(images, shift) if shift else images), "labels": targets}
+    images, targets = zip(*examples)
+    return {"pixels": to_pixels(np.stack(images)), "labels": torch.tensor(np.stack(targets))}
 
 # %% ../nbs/22_classifier.ipynb #_training_arguments
 def _training_arguments(config: ClassifierConfig, folder: Path, steps: int, validate: bool, seed: int):
@@ -302,11 +298,10 @@ def _fit(classifier: SwinClassifier, parts: dict[str, ViewDataset], config: Clas
     "Train in place, from the last checkpoint in `folder` if there is one; gives the log."
     from transformers import PrinterCallback, Trainer
     task = LabelTask(classifier, positive_weights(parts["train"].targets, config.max_class_weight))
-    steps, shift = -(-len(parts["train"]) // config.batch_size) * config.epochs, SHIFT * classifier.image_size // 224
+    steps = -(-len(parts["train"]) // config.batch_size) * config.epochs
     args = _training_arguments(config, folder, steps, "val" in parts, seed)
     trainer = Trainer(model=task, args=args, train_dataset=parts["train"], eval_dataset=parts.get("val"),
-                      data_collator=lambda batch: collate_views(batch, shift if task.training else 0),
-                      compute_metrics=lambda p: {"macro_auroc": macro_auroc(p.label_ids, p.predictions)})
+                      data_collator=collate_views, compute_metrics=lambda p: {"macro_auroc": macro_auroc(p.label_ids, p.predictions)})
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     return trainer.state.log_history
@@ -340,7 +335,8 @@ def train_classifier(
     classifier = SwinClassifier(build_swin(config, image_size), image_size)
     targets, cache = encode_targets(matrix, config), cache or ImageCache(home / "images", image_size)
     members = {split: rows for split in ("train", "val", "test") if (rows := [i for i, s in enumerate(studies) if s.split == split])}
-    parts = {split: ViewDataset([studies[i] for i in rows], targets[rows], cache) for split, rows in members.items()}
+    shifts = {"train": SHIFT * image_size // 224}
+    parts = {split: ViewDataset([studies[i] for i in rows], targets[rows], cache, shifts.get(split, 0)) for split, rows in members.items()}
     history = _fit(classifier, parts, config, home / f"classifier-{key}", seed) if config.epochs else []
     split = next(s for s in ("test", "val", "train") if s in members)
     metrics = _metrics(targets[members[split]], predict(classifier, [studies[i] for i in members[split]], cache), split, seed)
