@@ -104,7 +104,8 @@ def audit_bank(
         mask = masks(t.study).get(t.label)
         if mask is None: continue
         mask = np.asarray(mask, dtype=bool)
-        rows.append({"label": t.label, "centre": mask[(t.y0 + t.y1) // 2, (t.x0 + t.x1) // 2], "area": mask[t.y0:t.y1, t.x0:t.x1].mean(), "chance": mask.mean()})
+        box = mask[t.y0:t.y1, t.x0:t.x1]
+        rows.append({"label": t.label, "centre": mask[(t.y0 + t.y1) // 2, (t.x0 + t.x1) // 2], "area": box.mean(), "chance": mask.mean()})
     if not rows: raise R2GenKGError("no token's study has a mask for its label: nothing to audit")
     table = pd.DataFrame(rows).astype({"centre": float})
     means = table.groupby("label").mean().reindex([k for k in LABELS if k in set(table.label)])

@@ -8,7 +8,7 @@ __all__ = ['CAM_METHODS', 'TOKEN_COLUMNS', 'SLACK', 'LABEL_NODES', 'cam_class', 
            'extract_tokens', 'attach_tokens']
 
 # %% ../nbs/23_vision_tokens.ipynb #code-2
-import contextlib, io, logging
+import contextlib, io, logging, os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -175,9 +175,14 @@ def balance(
         kept += sorted([rows[i] for i in distinct(features[rows], distance, most)] if distance > 0 else rows[:most])
     return table.iloc[kept].reset_index(drop=True), features[kept]
 
-# %% ../nbs/23_vision_tokens.ipynb #visiontokens
+# %% ../nbs/23_vision_tokens.ipynb #_stored
 #: Columns of the table, one row per token.
 TOKEN_COLUMNS = ("study", "view", "image", "label", "x0", "y0", "x1", "y1", "cam")
+
+def _stored(image: str, folder: Path) -> str:
+    "Path of an image as the bank stores it: relative where both lie in the same folder, so that this can be moved."
+    home, full = os.path.abspath(folder.parent), os.path.abspath(image)
+    return os.path.relpath(full, folder) if full.startswith(home + os.sep) else full
 
 @dataclass
 class VisionTokens:
@@ -199,7 +204,7 @@ class VisionTokens:
         with atomic_path(folder) as tmp:
             tmp.mkdir()
             save_file({"features": self.features.detach().cpu().contiguous()}, tmp / "features.safetensors")
-            self.table.to_parquet(tmp / "tokens.parquet", index=False)
+            self.table.assign(image=[_stored(i, Path(folder)) for i in self.table["image"]]).to_parquet(tmp / "tokens.parquet", index=False)
             write_json(tmp / "meta.json", self.meta)
 
     @classmethod
@@ -207,10 +212,14 @@ class VisionTokens:
         "Read what `save` wrote; raises `R2GenKGError` if a file is missing or damaged."
         from safetensors.torch import load_file
         folder = Path(folder)
-        try: return cls(load_file(folder / "features.safetensors")["features"], pd.read_parquet(folder / "tokens.parquet"), read_json(folder / "meta.json"))
+        try:
+            table = pd.read_parquet(folder / "tokens.parquet")
+            table["image"] = [os.path.normpath(folder / image) for image in table["image"]]   # absolute ones stay
+            return cls(load_file(folder / "features.safetensors")["features"], table, read_json(folder / "meta.json"))
         except R2GenKGError as e: raise R2GenKGError(f"{folder}: {e}") from None
         except Exception as e:  # readers of damaged files raise many kinds
-            raise R2GenKGError(f"{folder}: not a readable bank of vision tokens ({str(e).splitlines()[0][:120]}); make it with `r2genkg train` or `r2genkg demo`") from None
+            why = str(e).splitlines()[0][:120]
+            raise R2GenKGError(f"{folder}: not a readable bank of vision tokens ({why}); make it with `r2genkg train` or `r2genkg demo`") from None
 
     def attach(self, m3kg: Any) -> Any:
         "A copy of the graph whose disease nodes carry their rows of the bank (column `visual_tokens`); see `attach_tokens`."
