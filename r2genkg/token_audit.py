@@ -7,7 +7,7 @@ __all__ = ['THRESHOLDS', 'VERDICTS', 'mask_distance', 'map_scores', 'audit_maps'
            'retrieval_purity', 'Retrieval', 'sample_retrievals', 'contact_sheet', 'audit_form']
 
 # %% ../nbs/24_token_audit.ipynb #code-2
-import base64, io
+import base64, io, textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -190,7 +190,7 @@ def contact_sheet(retrievals: Sequence[Retrieval], bank: VisionTokens, image_siz
     for axes, r in zip(figure.subplots(len(retrievals), cols, squeeze=False), retrievals):
         for ax in axes: ax.axis("off")
         axes[0].imshow(load_image(r.image, image_size), cmap="gray", vmin=0, vmax=255)
-        axes[0].set_title(f"{r.study} q{r.query}\n{', '.join(r.positive) or 'no label'}"[:60], fontsize=6)
+        axes[0].set_title(textwrap.fill(f"{r.study} q{r.query}: {', '.join(r.positive) or 'no label'}", 24, max_lines=3), fontsize=5)
         for ax, row, weight in zip(axes[1:], r.rows, r.weights):
             t = bank.table.iloc[row]
             ax.imshow(_patch(bank, row, image_size), cmap="gray", vmin=0, vmax=255)

@@ -136,6 +136,8 @@ def test_passing_trouble_leaves_no_trace(server, tmp_path, name):
 
 
 def test_retry_after_stops_all_calls(server, tmp_path):
+    annotate_with_llm(REPORTS, tmp_path / "warm.jsonl", settings_for(server))    # the client's first call is slow
+    server.log.clear()
     server.behave = first_requests_fail(1, lambda h, b: h.reply({"error": {"message": "slow down"}}, 429, {"Retry-After": "1"}))
     assert annotate_with_llm(REPORTS, tmp_path / "a.jsonl", settings_for(server)).finished == 6
     start, later = server.log[0][0], [t for t, _, _ in server.log if t > server.log[0][0] + 0.5]
@@ -345,7 +347,7 @@ def test_kill_nine_ten_times(server, tmp_path):
     context.set_forkserver_preload(["r2genkg.llm_annotate", "openai", "openai.types.chat", "tenacity", "spacy.lang.en"])
     kept_at_kill, kills = [], 0
     while kills < 10:
-        target = len(server.log) + rng.randint(1, 16)
+        target = len(server.log) + rng.randint(4, 16)
         process = context.Process(target=run_in_process, args=(out, server.server_port, n))
         process.start()
         while len(server.log) < target and process.is_alive(): time.sleep(0.001)
@@ -357,6 +359,8 @@ def test_kill_nine_ten_times(server, tmp_path):
         kills += 1
         answers = answer_paths(out)[0]
         whole = answers.read_bytes() if answers.exists() else b""
+        if kills in (4, 8):
+            with open(answers, "ab") as f: f.write(b'{"key": "00')              # and a line was torn
         kept_at_kill.append((len(server.log), {json.loads(x)["key"] for x in whole[:whole.rfind(b"\n") + 1].splitlines()}))
     settings = settings_for(server)
     summary = annotate_with_llm(many_reports(n), out, settings)
