@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'kg', 'data', 'AsJson', 'Set', 'DATASETS', 'show', 'main', 'demo', 'presets', 'kg_build', 'kg_stats',
-           'kg_import', 'kg_import_m3kg', 'kg_export', 'kg_compare', 'data_prepare', 'annotate', 'read_column', 'label',
-           'score', 'train', 'tables', 'evaluate', 'report']
+           'kg_import', 'kg_import_m3kg', 'kg_export', 'kg_compare', 'data_prepare', 'annotate', 'llm_options',
+           'read_column', 'label', 'score', 'train', 'tables', 'evaluate', 'report']
 
 # %% ../nbs/45_cli.ipynb #code-2
 import json, os, sys, warnings
@@ -168,12 +168,35 @@ def data_prepare(
 def annotate(
     studies: Annotated[Path, typer.Argument(help="Studies in any readable form.")],
     out: Annotated[Path, typer.Option(help="annotations.jsonl")],
-    annotator: Annotated[str, typer.Option(help="rules | model:DIR | replay:FILE")] = "rules",
+    annotator: Annotated[str, typer.Option(help="rules | model:DIR | replay:FILE | llm:MODEL | llm:SETTINGS.yaml")] = "rules",
+    section: Annotated[str, typer.Option(help="findings | findings+impression")] = "findings",
+    sample: Annotated[int, typer.Option(help="The first reports only (1,000 in the paper); 0: all.")] = 0,
+    allow_external: Annotated[bool, typer.Option("--allow-external", help="llm: report text may leave this machine.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="llm: print calls, tokens and cost; send nothing.")] = False,
+    max_cost: Annotated[Optional[float], typer.Option(help="llm: dollars that all runs into OUT may cost; needs the prices.")] = None,
+    price_input: Annotated[Optional[float], typer.Option(help="llm: dollars per million tokens sent.")] = None,
+    price_output: Annotated[Optional[float], typer.Option(help="llm: dollars per million tokens answered.")] = None,
+    base_url: Annotated[str, typer.Option(help="llm: endpoint, e.g. http://localhost:8000/v1; default: $OPENAI_BASE_URL, else OpenAI.")] = "",
+    concurrency: Annotated[Optional[int], typer.Option(help="llm: questions under way at a time.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="llm: write the finished reports even if others are left.")] = False,
     as_json: AsJson = False,
 ):
-    "Reports -> entities and relations per sentence, one report a line."
-    from r2genkg.pipeline import annotate_file
-    show(annotate_file(studies, out, annotator), as_json)
+    "Reports -> entities and relations per sentence, one report a line. An interrupted llm run goes on without paying twice."
+    from r2genkg.pipeline import annotate_file, ask_file
+    if not annotator.startswith("llm"): return show(annotate_file(studies, out, annotator, section, sample), as_json)
+    settings = llm_options(annotator.partition(":")[2], allow_external=allow_external or None, max_cost=max_cost, base_url=base_url or None,
+                           concurrency=concurrency, price=(price_input, price_output))
+    show(ask_file(studies, out, settings, section, sample, dry_run, partial), as_json)
+
+# %% ../nbs/45_cli.ipynb #llm_options
+def llm_options(spec: str, price: tuple[float | None, float | None] = (None, None), **changes):
+    "Settings of a model name or file with the command's options on top."
+    from r2genkg.llm_annotate import load_llm_settings
+    settings = load_llm_settings(spec)
+    changes = {k: v for k, v in changes.items() if v is not None}
+    if (price[0] is None) != (price[1] is None): raise R2GenKGError("give both --price-input and --price-output")
+    if price[0] is not None: changes["prices"] = {**settings.model_dump()["prices"], settings.model: {"input": price[0], "output": price[1]}}
+    return type(settings).model_validate(settings.model_dump() | changes)
 
 # %% ../nbs/45_cli.ipynb #read_column
 def read_column(path: Path, *columns: str):

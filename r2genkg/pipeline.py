@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'StageResult', 'draw_openi', 'make_studies', 'graph_corpus', 'make_graph', 'make_scale_graphs',
            'study_labels', 'make_classifier', 'make_tokens', 'training_data', 'make_run', 'run_pipeline',
-           'build_from_file', 'annotate_file', 'evaluate_run']
+           'build_from_file', 'read_texts', 'annotate_file', 'ask_file', 'evaluate_run']
 
 # %% ../nbs/40_pipeline.ipynb #code-2
 import os, time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ from .evaluation import MAIN_SCORE, evaluate
 from .granularity import load_scales, make_scales, save_scales
 from .graph import M3KG, GraphOptions, build_graph
 from .labels import label_reports
+from .llm_annotate import annotate_with_llm, estimate_run
+from .llm_client import LLMSettings
 from .phantom import draw_for_labels, write_phantoms
 from .records import check_images
 from .studies import Study, load_studies, read_openi_package, read_studies, save_studies
@@ -228,11 +230,40 @@ def build_from_file(
     graph.save(out)
     return graph.stats()
 
-def annotate_file(studies: str | Path, out: str | Path, annotator: str = "rules", section: str = "findings") -> dict:
-    "Annotate every report of a file of studies into a JSONL file; gives counts."
+def read_texts(
+    studies: str | Path,                 # any form that `read_studies` knows
+    section: str = "findings",
+    sample: int = 0,                     # the first reports only; 0: all
+) -> list[tuple[str, str]]:              # (id, report)
+    "Reports of a file of studies. Raises `R2GenKGError` if there is none."
     texts = [(s.id, s.report(section)) for s in read_studies(studies) if s.report(section).strip()]
+    if not texts: raise R2GenKGError(f"{studies}: no report with {section}; nothing to annotate")
+    return texts[:sample or None]
+
+def annotate_file(studies: str | Path, out: str | Path, annotator: str = "rules", section: str = "findings", sample: int = 0) -> dict:
+    "Annotate the reports of a file of studies into a JSONL file; gives counts."
+    texts = read_texts(studies, section, sample)
     save_annotations(out, progress(iter_annotations(texts, annotator), "annotating", len(texts)))
     return {"reports": len(texts), "file": str(out)}
+
+# %% ../nbs/40_pipeline.ipynb #ask_file
+def ask_file(
+    studies: str | Path,                 # any form that `read_studies` knows
+    out: str | Path,                     # annotations.jsonl; answers, rejects and the summary stand beside it
+    settings: LLMSettings,
+    section: str = "findings",
+    sample: int = 0,                     # the first reports only (1,000 in the paper); 0: all
+    dry_run: bool = False,               # estimate calls, tokens and cost; send nothing
+    partial: bool = False,               # write the finished reports even if others are left
+) -> dict:
+    "Let a language model annotate the reports of a file (paper, Figure 2, step 1). Raises `R2GenKGError` if reports are left without `partial`."
+    texts = read_texts(studies, section, sample)
+    if dry_run: return asdict(estimate_run(texts, out, settings))
+    summary = annotate_with_llm(texts, out, settings, [str(studies)], partial)
+    if not summary.written:
+        why = next(iter(summary.failures.values()), "")
+        raise R2GenKGError(f"{out}: {summary}{f'; {why}' if why else ''}; paid answers are kept: run the same command again, or give --partial")
+    return asdict(summary)
 
 # %% ../nbs/40_pipeline.ipynb #evaluate_run
 def evaluate_run(run: str | Path) -> dict:

@@ -393,3 +393,25 @@ def test_real_answers(shared_data):
         entities += sum(len(a.entities) for a in read)
     terms = sum(len(t) for r in tree.values() for t in r["res"].values())
     assert entities > 0.99 * terms and 0.01 < counts["types repaired"] / terms < 0.05 and counts["terms not in the sentence"] < 0.005 * terms
+
+
+def test_command_asks_the_local_server(server, tmp_path, capsys):
+    from r2genkg.cli import main
+    from r2genkg.records import Study, save_studies
+    save_studies([Study(id, (), text) for id, text in REPORTS], tmp_path / "studies.parquet")
+    local = ["--annotator", "llm:m", "--base-url", f"http://127.0.0.1:{server.server_port}/v1", "--price-input", "2", "--price-output", "8"]
+    command = ["annotate", str(tmp_path / "studies.parquet"), "--out", str(tmp_path / "a.jsonl"), *local, "--json"]
+
+    def call(*more: str) -> dict:
+        with pytest.raises(SystemExit) as end: main([*command, *more])
+        assert not end.value.code
+        return json.loads(capsys.readouterr().out)
+
+    dry = call("--dry-run", "--sample", "4")
+    assert dry["reports"] == 4 and dry["calls"] == 8 and dry["cost"] > 0 and not server.log
+    first = call("--sample", "4", "--max-cost", "1")
+    assert first["finished"] == 4 and first["total_cost"] > 0 and len(list(load_annotations(tmp_path / "a.jsonl"))) == 4
+    again = call()
+    assert again["reused"] == first["calls"] and again["finished"] == 6
+    with pytest.raises(SystemExit) as end: main([*command[:4], "--annotator", "llm:m", "--base-url", "https://api.example.org/v1"])
+    assert end.value.code == 1 and "--allow-external" in capsys.readouterr().err
