@@ -242,12 +242,14 @@ def train(
     preset: Annotated[str, typer.Option(help="A preset, or a YAML file.")] = "demo",
     set_: Set = [],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint (the default; kept for scripts).")] = False,
+    upto: Annotated[str, typer.Option(help="Last stage to make: vision_tokens before `accelerate launch`, else run.")] = "run",
     as_json: AsJson = False,
 ):
-    "Make all files that training needs, train, and score the test split."
+    "Make all files that training needs, train, and score the test split. Under `accelerate launch`: train on several cards."
     from r2genkg.pipeline import run_pipeline
-    done = run_pipeline(load_config(preset, set_), out, echo=lambda r: typer.echo(f"{r.name:14} {r.note}", err=True))
-    show({name: str(r.path) for name, r in done.items()} | {"result": done["run"].note}, as_json)
+    first = not int(os.environ.get("RANK", 0))
+    done = run_pipeline(load_config(preset, set_), out, upto, echo=lambda r: typer.echo(f"{r.name:14} {r.note}", err=True) if first else None)
+    if first: show({name: str(r.path) for name, r in done.items()} | {"result": [*done.values()][-1].note}, as_json)
 
 # %% ../nbs/45_cli.ipynb #tables
 @app.command()

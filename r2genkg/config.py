@@ -122,10 +122,16 @@ class ModelConfig(Section):
     use_queries: bool = True             # the 14 disease queries
     use_retrieval: bool = True           # retrieved vision tokens
     freeze_vision: bool = False          # --freeze_vm of the reference
+    node_gate: bool = False              # this and the next four are not in the paper, and act where the graph is used: nodes that an image ignores fade
+    align_weight: float = Field(0.0, ge=0)  # contrastive loss between disease queries and the graph nodes of their labels
+    query_labels: float = Field(0.0, ge=0)  # weight of a binary loss that ties query i to label i
+    edge_min_count: int = Field(0, ge=0) # edges with less evidence are dropped; 0: none
+    edge_min_lift: float = Field(0.0, ge=0)  # edges whose ends meet less often than this many times chance are dropped; 0: none
 
     @model_validator(mode="after")
     def _needs_queries(self):
-        if self.use_retrieval and not self.use_queries: raise ValueError("use_retrieval needs use_queries")
+        for field in ("use_retrieval", "query_labels", "align_weight"):
+            if getattr(self, field) and not self.use_queries: raise ValueError(f"{field} needs use_queries")
         return self
 
 # %% ../nbs/00_config.ipynb #llmconfig
@@ -158,11 +164,13 @@ class TrainConfig(Section):
     min_lr: float = Field(1e-6, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup_ratio: float = Field(0.0, ge=0, le=1)
-    clip: float = Field(1.0, ge=0)
+    clip: float = Field(1.0, ge=0)       # bound of the gradient's norm; 0: none
     evals_per_epoch: float = Field(2, ge=0)  # validation with generation
     n_val: int = Field(0, ge=0)          # studies used in validation while training; 0 = all
     target_length: int = Field(100, ge=4)  # tokens of the reference report
     patience: int = Field(0, ge=0)       # evaluations without a gain before stopping; 0 = never
+    save_steps: int = Field(0, ge=0)     # optimiser steps between checkpoints; 0: at validations, or once an epoch
+    tensorboard: bool = False            # also write the log for TensorBoard
     seed: int = 42
 
 # %% ../nbs/00_config.ipynb #decodeconfig

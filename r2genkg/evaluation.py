@@ -20,7 +20,8 @@ from .metrics import Evaluation, best_constant, evaluate_reports, nearest_report
 from .model import R2GenKG
 from .records import Study
 from .significance import bootstrap
-from .train import TrainingData, generate_all, make_dataset, training_texts
+from .batches import TrainingData, make_dataset, training_texts
+from .train import generate_all
 
 # %% ../nbs/39_evaluation.ipynb #derange
 def derange(count: int, seed: int = 0) -> np.ndarray:

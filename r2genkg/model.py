@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VisionBackbone', 'prompt_ids', 'encode_targets', 'R2GenKG', 'encode_images', 'prompt_embeds', 'keep_logits',
-           'target_loss', 'generate_reports', 'save_model', 'save_knowledge', 'save_graph_parts', 'load_graph_parts',
-           'load_model', 'load_vision', 'load_llm', 'from_official_checkpoint', 'load_swin']
+           'target_loss', 'target_share', 'generate_reports', 'save_model', 'save_knowledge', 'save_graph_parts',
+           'load_graph_parts', 'load_model', 'load_vision', 'load_llm', 'from_official_checkpoint', 'load_swin']
 
 # %% ../nbs/32_model.ipynb #code-2
 import inspect
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .config import Config, DecodeConfig, R2GenKGError, atomic_path, load_config
 from .decode import generate_ids
-from .fusion import KnowledgePrefix
+from .fusion import KnowledgePrefix, label_losses
 from .llm import load_pretrained, prompt_sides, quiet
 from .qformer import read_tensors
 
@@ -97,6 +97,7 @@ class R2GenKG(nn.Module):
         if width != prefix.dim_llm: raise R2GenKGError(f"the prefix is {prefix.dim_llm} wide, the language model's embeddings are {width}")
         for name, ids in zip(("before", "after"), prompt_ids(config.llm.prompt, tokenizer), strict=True):
             self.register_buffer(f"prompt_{name}", torch.tensor(ids), persistent=False)
+        self._no_split_modules = list(getattr(llm, "_no_split_modules", None) or [])   # the layers that FSDP wraps
         if vision is not None and config.model.freeze_vision: vision.requires_grad_(False)
         if hasattr(vision, "head"): vision.head.requires_grad_(False)   # a classifier's logits take no part here
         self.train(self.training)
@@ -105,6 +106,8 @@ class R2GenKG(nn.Module):
         super().train(mode)
         for part in (self.vision, self.llm):   # frozen parts stay in evaluation mode
             if part is not None and not any(p.requires_grad for p in part.parameters()): part.eval()
+        for part in self.modules():            # batch statistics would depend on how a batch is shared out
+            if isinstance(part, nn.modules.batchnorm._BatchNorm): part.eval()
         return self
 
     def forward(
@@ -114,15 +117,20 @@ class R2GenKG(nn.Module):
         pixel_values: Tensor | None = None,   # (B, W, 3, H, W) or (B, 3, H, W)
         visual: Tensor | None = None,         # (B, V, D_v) instead, computed before
         view_mask: Tensor | None = None,      # (B, W), False for views that a study does not have
+        study_labels: Tensor | None = None,   # (B, 14) of 1, 0, -1, NaN, for the losses of room `alignment`
         num_items_in_batch: Any = None,       # target tokens over which the loss is averaged; None: of this batch
         **ignored: Any,                       # attention_mask: see the text above
     ) -> dict[str, Tensor]:                   # loss, logits (B, T, vocabulary)
         "Loss and logits for given reports."
-        prompt, _ = self.prompt(self.encode(pixel_values, visual, view_mask))
+        seen: dict[str, Tensor] = {}
+        prompt, _ = self.prompt(self.encode(pixel_values, visual, view_mask), seen=seen)
         embeds = torch.cat([prompt, self.llm.get_input_embeddings()(input_ids[:, :-1]).to(prompt.dtype)], 1)
         out = self.llm(inputs_embeds=embeds, use_cache=False, **keep_logits(self.llm, input_ids.shape[1]))
         logits = out.logits[:, -input_ids.shape[1]:]
-        return {"logits": logits} if labels is None else {"loss": target_loss(logits, labels, num_items_in_batch), "logits": logits}
+        if labels is None: return {"logits": logits}
+        loss = target_loss(logits, labels, num_items_in_batch)
+        if study_labels is not None: loss = loss + label_losses(self.prefix, seen, study_labels) * target_share(labels, num_items_in_batch)
+        return {"loss": loss, "logits": logits}
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **options: Any) -> None:
         "Trade time for memory in the language model; the Trainer calls it."
@@ -151,10 +159,11 @@ def prompt_embeds(
     model: R2GenKG,
     visual: Tensor,                  # (B, V, D_v)
     return_attention: bool = False,
+    seen: dict[str, Tensor] | None = None,  # see `KnowledgePrefix.forward`
 ) -> tuple[Tensor, dict[str, Tensor]]:  # (B, L, D), attention maps (empty unless asked for)
     "BOS, prompt and prefix as input embeddings."
     embed = model.llm.get_input_embeddings()
-    prefix, maps = model.prefix(visual, True) if return_attention else (model.prefix(visual), {})
+    prefix, maps = model.prefix(visual, True, seen) if return_attention else (model.prefix(visual, seen=seen), {})
     before, after = (embed(ids).expand(len(prefix), -1, -1) for ids in (model.prompt_before, model.prompt_after))
     return torch.cat([before, prefix.to(before.dtype), after], 1), maps
 
@@ -174,6 +183,10 @@ def target_loss(
     "Cross-entropy in nats per target token, float32."
     total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
     return total / (num_items if num_items is not None else (labels != -100).sum().clamp(min=1))
+
+def target_share(labels: Tensor, num_items: Any = None) -> Any:
+    "Share of a micro-batch in the target tokens of the whole step: weighs losses that are means over studies."
+    return 1.0 if num_items is None else (labels != -100).sum() / num_items
 
 # %% ../nbs/32_model.ipynb #generate_reports
 @torch.no_grad()

@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'StageResult', 'draw_openi', 'make_studies', 'graph_corpus', 'make_graph', 'make_scale_graphs',
-           'study_labels', 'make_classifier', 'make_tokens', 'training_data', 'make_run', 'run_pipeline',
-           'build_from_file', 'read_texts', 'annotate_file', 'ask_file', 'evaluate_run']
+           'make_classifier', 'make_tokens', 'training_data', 'make_run', 'run_pipeline', 'build_from_file',
+           'read_texts', 'annotate_file', 'ask_file', 'evaluate_run']
 
 # %% ../nbs/40_pipeline.ipynb #code-2
-import os, time
+import contextlib, os, time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from filelock import FileLock, Timeout
 
 from . import __version__
 from .annotate import iter_annotations, load_annotations, save_annotations
+from .batches import TrainingData, study_labels
 from .classifier import SwinClassifier, train_classifier
 from .config import Config, R2GenKGError, atomic_path, fingerprint, is_current, load_config, progress, read_json, stamp, write_json
 from .evaluation import MAIN_SCORE, evaluate
@@ -30,7 +30,7 @@ from .llm_client import LLMSettings
 from .phantom import draw_for_labels, write_phantoms
 from .records import check_images
 from .studies import Study, load_studies, read_openi_package, read_studies, save_studies
-from .train import TrainingData, train
+from .train import train
 from .vision_tokens import VisionTokens, extract_tokens
 
 # %% ../nbs/40_pipeline.ipynb #stage
@@ -128,15 +128,7 @@ def make_scale_graphs(config: Config, paths: dict[str, Path], out: Path, work: P
     save_scales(out, scales)
     return "nodes " + ", ".join(str(len(s.x)) for s in scales) + "; edges " + ", ".join(f"{s.edge_index.shape[1]:,}" for s in scales)
 
-# %% ../nbs/40_pipeline.ipynb #study_labels
-def study_labels(studies: Sequence[Study], section: str = "findings") -> pd.DataFrame:
-    "Labels of studies (S, 14): their own where they have them, else the rule labeler's. Index: study ids."
-    table = label_reports([s.report(section) for s in studies]).astype(float)
-    table.index = [s.id for s in studies]
-    for s in studies:
-        if s.labels: table.loc[s.id] = [s.labels.get(k, np.nan) for k in table.columns]
-    return table
-
+# %% ../nbs/40_pipeline.ipynb #make_classifier
 def make_classifier(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `classifier`: Swin on the 14 labels."
     studies = load_studies(paths["studies"] / "studies.parquet")
@@ -158,7 +150,7 @@ def make_tokens(config: Config, paths: dict[str, Path], out: Path, work: Path) -
 def training_data(config: Config, paths: dict[str, Path]) -> TrainingData:
     "What training reads, from the stages' folders."
     return TrainingData(studies=load_studies(paths["studies"] / "studies.parquet"), scales=load_scales(paths["scales"]),
-                        tokens=VisionTokens.load(paths["vision_tokens"]), classifier=paths["classifier"])
+                        tokens=VisionTokens.load(paths["vision_tokens"]), classifier=paths["classifier"], graph=M3KG.load(paths["m3kg"]))
 
 def make_run(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `run`: the trained model, its test predictions and scores."
@@ -175,14 +167,22 @@ STAGES = (Stage("studies", ("studies",), (), make_studies),
           Stage("scales", ("scales",), ("m3kg",), make_scale_graphs),
           Stage("classifier", ("classifier",), ("studies",), make_classifier),
           Stage("vision_tokens", ("tokens",), ("studies", "classifier", "m3kg"), make_tokens),
-          Stage("run", ("model", "llm", "train", "decode"), ("studies", "scales", "classifier", "vision_tokens"), make_run))
+          Stage("run", ("model", "llm", "train", "decode"), ("studies", "m3kg", "scales", "classifier", "vision_tokens"), make_run))
 
-# %% ../nbs/40_pipeline.ipynb #_run_stage
+# %% ../nbs/40_pipeline.ipynb #_train_beside
+def _train_beside(stage: Stage, config: Config, done: dict[str, StageResult], root: Path, made_from: str) -> StageResult:
+    "The last stage in every process but the first of `accelerate launch`: it trains along and saves nothing."
+    train(config, training_data(config, {k: r.path for k, r in done.items()}), root / stage.name, root / ".work" / f"{stage.name}-{made_from}")
+    return StageResult(stage.name, root / stage.name, made_from, "saved by the first process", None)
+
 def _run_stage(stage: Stage, config: Config, done: dict[str, StageResult], roots: Sequence[Path]) -> StageResult:
     "Make a stage in `roots[0]`, or find it up to date in one of the roots."
     made_from = fingerprint(stage.name, __version__, *(getattr(config, s) for s in stage.sections), *(done[n].hash for n in stage.needs))
     for root in roots:
         if is_current(root / stage.name, made_from): return StageResult(stage.name, root / stage.name, made_from, "up to date", None)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and stage.name != "run":
+        raise R2GenKGError(f"{roots[0]}: stage {stage.name} is not up to date; one process makes it: run `r2genkg train --upto vision_tokens` with the same options first")
+    if int(os.environ.get("RANK", 0)): return _train_beside(stage, config, done, roots[0], made_from)
     start, out = time.perf_counter(), roots[0] / stage.name
     work = roots[0] / ".work" / f"{stage.name}-{made_from}"
     with atomic_path(out) as tmp:
@@ -199,12 +199,13 @@ def run_pipeline(
     reuse: Iterable[str | Path] = (),    # other pipeline folders whose up-to-date stages are taken as they are
     echo: Callable[[StageResult], None] = lambda result: None,
 ) -> dict[str, StageResult]:
-    "Bring all stages up to date; an interrupted call goes on where it stopped. Raises `R2GenKGError` if another run holds `root`."
+    "Bring all stages up to date; an interrupted call goes on where it stopped. Raises `R2GenKGError` for an unknown stage, or if another run holds `root`."
+    if upto not in (names := [s.name for s in STAGES]): raise R2GenKGError(f"stage {upto!r} is none of {', '.join(names)}")
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     done: dict[str, StageResult] = {}
     try:
-        with FileLock(root / ".lock", timeout=0):
+        with contextlib.nullcontext() if int(os.environ.get("RANK", 0)) else FileLock(root / ".lock", timeout=0):   # others train beside the first
             for stage in STAGES:
                 done[stage.name] = _run_stage(stage, config, done, [root, *map(Path, reuse)])
                 echo(done[stage.name])

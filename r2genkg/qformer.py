@@ -150,8 +150,11 @@ class VisualRetrieval(nn.Module):
         queries: Tensor,  # (B, Q, D)
         bank: Tensor,     # (M, D_bank)
     ) -> tuple[Tensor, Tensor]:  # retrieved (B, Q, D), weights (B, Q, M)
-        "Look the queries up; softmax in float32."
+        "Look the queries up; scores and softmax in float32, under autocast too."
         q = self.query_proj(queries) * self.query_proj.out_features ** -0.5
-        scores = (q @ self.key_proj.weight) @ bank.to(q.dtype).T + (q @ self.key_proj.bias)[..., None]
-        weights = scores.float().softmax(-1)
-        return self.value_proj(weights.to(q.dtype) @ bank.to(q.dtype)), weights
+        with torch.autocast(q.device.type, enabled=False):
+            wide, bank = q.float(), bank.float()
+            scores = (wide @ self.key_proj.weight.float()) @ bank.T + (wide @ self.key_proj.bias.float())[..., None]
+            weights = scores.softmax(-1)
+            found = weights @ bank
+        return self.value_proj(found.to(q.dtype)), weights

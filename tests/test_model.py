@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from r2genkg.config import DecodeConfig, LLMConfig, R2GenKGError, load_config
+from r2genkg.config import DecodeConfig, R2GenKGError, load_config
+from r2genkg.decode import generate_ids
 from r2genkg.fusion import KnowledgePrefix
-from r2genkg.llm import build_llm, find_gguf, memory_plan
+from r2genkg.llm import build_llm, find_gguf
 from r2genkg.model import R2GenKG, VisionBackbone, encode_targets
+from r2genkg.plan import fitting_configs, memory_advice, memory_plan, plan_rows
 from r2genkg.qformer import read_tensors
 
 REPORTS = ["the heart is normal in size . the lungs are clear .", "small left pleural effusion . no pneumothorax .",
@@ -77,6 +79,43 @@ def test_half_precision_has_no_nan(dtype, visual):
     loss.backward()
     assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     assert abs(loss.item() - make("llm.adapter=lora").train()(**batch, visual=10 * visual)["loss"].item()) < 0.3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("overrides", [[], ["model.prune_kg=4", "model.node_gate=true"], ["model.query_labels=1"]], ids=str)
+def test_autocast_has_no_nan_with_large_inputs(overrides, dtype, visual):
+    """Mixed precision as the Trainer runs it: float32 weights, half precision products, norms and softmaxes in float32."""
+    model = make(*overrides, "model.dropout=0").train()
+    batch = encode_targets(REPORTS, model.tokenizer, 20) | {"study_labels": torch.ones(4, 14)}
+    for scale in (1, 100, 2000):
+        with torch.autocast("cpu", dtype): loss = model(**batch, visual=scale * visual)["loss"]
+        model.zero_grad(); loss.backward()
+        assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None), scale
+        exact = model(**batch, visual=scale * visual)["loss"]
+        assert abs(loss - exact) < 0.1 * exact
+    model.eval()
+    with torch.autocast("cpu", dtype), torch.no_grad(): prefix, maps = model.prefix(2000 * visual, return_attention=True)
+    assert prefix.dtype == torch.float32 and all(torch.isfinite(m.float()).all() for m in [prefix, *maps.values()])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "qwen2", "gemma"])
+def test_any_causal_language_model(kind, tmp_path, visual):
+    """Other families, from a folder, with LoRA: loss, gradients, and the shared prefix in beam search."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    sizes = {"gpt2": dict(n_embd=32, n_layer=2, n_head=2), "opt": dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=48, word_embed_proj_dim=32),
+             "qwen2": dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=48),
+             "gemma": dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=48, head_dim=16)}[kind]
+    base = make()
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=len(base.tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes)).save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
+    model = make(f"llm.name={tmp_path}", "llm.adapter=lora", "llm.dtype=float32", "llm.hidden=32").train()
+    loss = model(**encode_targets(REPORTS, model.tokenizer, 20), visual=visual)["loss"]
+    loss.backward()
+    assert torch.isfinite(loss) and all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    embeds, _ = model.eval().prompt(visual[:2])
+    one, other = (generate_ids(model.llm, model.tokenizer, embeds.detach(), DECODE, share_prefix=share) for share in (True, False))
+    assert torch.equal(one, other)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(visual):
@@ -189,6 +228,8 @@ def test_code_in_a_checkpoint_never_runs(tmp_path):
     torch.save({"model": {"a": torch.ones(1)}, "config": RunsCode(tmp_path / "ran")}, tmp_path / "bad.pth")
     with pytest.raises(R2GenKGError, match="mkdir"): read_tensors(tmp_path / "bad.pth")
     assert not (tmp_path / "ran").exists()
+    with pytest.raises(R2GenKGError, match="refused"): R2GenKG.from_official_checkpoint(tmp_path / "bad.pth", [], torch.ones(1, 1), None, None)
+    assert not (tmp_path / "ran").exists()
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(R2GenKGError, match="cut.safetensors"): read_tensors(tmp_path / "cut.safetensors")
 
@@ -213,10 +254,23 @@ def test_missing_model_is_told_in_one_line():
 
 
 def test_memory_plan_follows_the_settings():
-    plans = {a: memory_plan(LLMConfig(adapter=a), card=24, gradient_checkpointing=True) for a in ("full", "lora", "qlora", "frozen")}
+    plan = lambda *changes: memory_plan(load_config("chexpert-plus", ["llm.gradient_checkpointing=true", *changes]), card=24)
+    plans = {a: plan(f"llm.adapter={a}") for a in ("full", "lora", "qlora", "frozen")}
     assert plans["full"].total > plans["lora"].total > plans["frozen"].total > plans["qlora"].total
     assert 12 < plans["frozen"].parts["LLM weights"] < 13 and plans["qlora"].fits and not plans["full"].fits
     assert "computed" in str(plans["qlora"])
+    assert plan("model.prune_kg=32").parts["LLM activations"] < 0.6 * plan().parts["LLM activations"]
+    assert plan("model.freeze_vision=true").total < plan("studies.max_views=2").total
+
+
+def test_memory_advice_names_settings_that_fit():
+    paper = load_config("chexpert-plus")
+    assert "fits" in memory_advice(paper, 80) and "Would fit" not in memory_advice(paper, 80)
+    assert "does not fit" in memory_advice(paper, 24) and "gradient checkpointing" in memory_advice(paper, 24)
+    fitting = fitting_configs(paper, 24)
+    assert fitting and all(memory_plan(c, 24).fits for c in fitting) and not fitting_configs(paper, 4)
+    assert {c.train.batch_size * c.train.accumulate for c in fitting} == {6}   # the same optimiser steps
+    assert plan_rows(paper, card=24)["fits"] and "asked for" not in plan_rows(paper, card=80)
 
 
 @pytest.mark.skipif(os.environ.get("R2GENKG_SLOW") != "1", reason="unpacks and quantises SmolLM2-135M (40 s, 300 MB): R2GENKG_SLOW=1 runs it")
