@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['collapse_scores', 'constant_bleu', 'best_constant', 'nearest_reports', 'radeval_scores', 'Evaluation',
-           'evaluate_reports', 'report_scores', 'read_reports', 'score_files', 'ce_scores', 'ce_all', 'graph_scores',
-           'nlg_scores']
+           'evaluate_reports', 'report_scores', 'read_reports', 'evaluate_files', 'score_files', 'ce_scores', 'ce_all',
+           'graph_scores', 'nlg_scores']
 
 # %% ../nbs/36_metrics.ipynb #code-2
 import math, re, warnings
@@ -185,15 +185,31 @@ def read_reports(path: str | Path) -> dict[str, str]:
         reports[key] = value
     return reports
 
-# %% ../nbs/36_metrics.ipynb #score_files
-def score_files(
+# %% ../nbs/36_metrics.ipynb #_paired
+def _paired(path: str | Path, ids: Sequence[str], wanted: str | Path, found: Sequence[str]) -> None:
+    "Raises `R2GenKGError` unless a file names exactly the ids of another one."
+    for here, there, names in ((path, wanted, set(ids) - set(found)), (wanted, path, set(found) - set(ids))):
+        if names: raise R2GenKGError(f"{here}: {len(names)} of the ids in {there} are missing, first {min(names)!r}; score the same studies on both sides")
+
+def evaluate_files(
     refs: str | Path,   # JSON {id: [text]} of the references
     hypos: str | Path,  # JSON {id: [text]} of the generated reports
+    labels: Any = "rules",  # as in `evaluate_reports`, or a pair of label files (references, hypotheses) whose first column is the id
     **options: Any,     # see `evaluate_reports`
-) -> dict[str, float | str | None]:
-    "Scores of two report files, paired by id, as `report_scores` gives them."
+) -> Evaluation:
+    "Evaluate two report files, paired by id. Raises `R2GenKGError` naming the file and an id at fault."
+    from r2genkg.labels import read_labels
     ref_of, hypo_of = read_reports(refs), read_reports(hypos)
-    for here, there, names in ((hypos, refs, ref_of.keys() - hypo_of.keys()), (refs, hypos, hypo_of.keys() - ref_of.keys())):
-        if names: raise R2GenKGError(f"{here}: {len(names)} of the ids in {there} are missing, first {min(names)!r}; score the same studies on both sides")
+    _paired(hypos, list(ref_of), refs, list(hypo_of))
+    if isinstance(labels, tuple) and all(isinstance(f, (str, Path)) for f in labels):
+        tables = [read_labels(file) for file in labels]
+        for file, table in zip(labels, tables):
+            table.index = table.index.map(str)
+            _paired(file, list(ref_of), refs, list(table.index))
+        labels = tuple(table.loc[list(ref_of)] for table in tables)
     options.setdefault("source", next(iter(ref_of)))
-    return report_scores(list(ref_of.values()), [hypo_of[key] for key in ref_of], **options)
+    return evaluate_reports(list(ref_of.values()), [hypo_of[key] for key in ref_of], labels=labels, **options)
+
+def score_files(refs: str | Path, hypos: str | Path, **options: Any) -> dict[str, float | str | None]:
+    "Scores and settings of `evaluate_files` as one flat dict; the options are the same."
+    return evaluate_files(refs, hypos, **options).flat()
