@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo_out
 READY  := $(VENV)/.r2genkg-ready
 
-.PHONY: demo test lint export notebooks readme lock clean help
+.PHONY: demo test lint export notebooks browser badges readme lock clean help
 
 demo: $(READY)  ## the whole pipeline on embedded data, into $(OUT)
 	$(BIN)/r2genkg demo --out $(OUT)
@@ -15,7 +15,7 @@ test: $(READY)  ## lint, notebooks in step with the modules, every notebook, tes
 	$(BIN)/ruff check r2genkg tests benchmarks scripts
 	$(BIN)/python scripts/check_sync.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 lint: $(READY)  ## ruff only
 	$(BIN)/ruff check r2genkg tests benchmarks scripts
@@ -25,6 +25,12 @@ export: $(READY)  ## notebooks -> modules, outputs cleaned
 
 notebooks: export  ## execute every notebook and store its outputs
 	$(BIN)/python scripts/run_notebooks.py && $(BIN)/nbdev_clean
+
+browser: $(READY)  ## three notebooks in JupyterLab in headless Chromium (apt-get install chromium)
+	R2GENKG_NOTEBOOKS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_browser.py
+
+badges: $(READY)  ## Open-in-Colab badge and install cell of every notebook, from settings.ini
+	$(BIN)/python scripts/badges.py
 
 readme:  ## nbs/index.ipynb -> README.md
 	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb > README.md

@@ -79,6 +79,7 @@ class ClassifierConfig(Section):
     uncertain: Literal["ignore", "zeros", "ones"] = "ignore"  # CheXpert's U-policies
     unmentioned: Literal["ignore", "zeros"] = "zeros"
     max_class_weight: float = Field(5.0, ge=1)  # cap on negatives/positives weighting
+    shift: int = Field(8, ge=0)          # largest random shift in training, pixels of 224
     epochs: int = Field(10, ge=0)
     batch_size: int = Field(32, ge=1)
     lr: float = Field(1e-4, gt=0)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .config import LABELS, atomic_path, best_device, progress, write_json
+from .graph import M3KG
 from .labels import label_reports
 from .metrics import Evaluation, best_constant, evaluate_reports, nearest_reports
 from .model import R2GenKG
@@ -75,9 +76,11 @@ def score_all(
     ref_labels: pd.DataFrame,            # (S, 14)
     hypo_labels: dict[str, pd.DataFrame],  # name -> (S, 14)
     source: str = "",
+    m3kg: M3KG | None = None,            # for hallucination through the graph
 ) -> dict[str, Evaluation]:
-    "Every set of reports against the references; METEOR, whose Java process takes seconds to start, for the run alone."
-    return {name: evaluate_reports(refs, hypos, meteor=name == "model", labels=(ref_labels, hypo_labels[name]), annotations=None, source=source)
+    "Every set of reports against the references; METEOR, whose Java process takes seconds to start, and graph scores for the run alone."
+    return {name: evaluate_reports(refs, hypos, meteor=name == "model", labels=(ref_labels, hypo_labels[name]),
+                                   annotations="rules" if name == "model" else None, m3kg=m3kg, source=source)
             for name, hypos in progress(reports.items(), "scoring", total=len(reports))}
 
 # %% ../nbs/39_evaluation.ipynb #intervals
@@ -93,7 +96,7 @@ def evaluate(
     work: str | Path | None = None,      # cache of decoded images
     model: R2GenKG | None = None,        # the run's model, if it is loaded
 ) -> dict:
-    "Generate for the test split; writes predictions.jsonl and metrics.json in `run` and gives the latter's content."
+    "Generate for the test split; writes predictions.jsonl, baselines.json and metrics.json in `run` and gives the last one's content."
     run = Path(run)
     model = (model or R2GenKG.load(run, best_device())).eval()
     config, test, train = model.cfg, data.split("test"), data.split("train")
@@ -108,7 +111,8 @@ def evaluate(
     reports |= baseline_reports(train_texts, train_labels, refs, ref_labels, *features)
     hypo_labels = {name: label_reports(texts) for name, texts in reports.items()}
     write_predictions(run / "predictions.jsonl", test, refs, hypos, ref_labels, hypo_labels["model"])
-    found = score_all(refs, reports, ref_labels, hypo_labels, test[0].source)
+    write_json(run / "baselines.json", {name: list(texts) for name, texts in reports.items() if name != "model"})
+    found = score_all(refs, reports, ref_labels, hypo_labels, test[0].source, data.graph)
     metrics = {"scores": found["model"].scores, "settings": found["model"].settings | {"section": config.studies.section, "report_cleaning": config.studies.cleaning},
                "intervals": intervals(found["model"]), "baselines": {k: e.scores for k, e in found.items() if k != "model"}, "test_studies": len(test)}
     write_json(run / "metrics.json", metrics)

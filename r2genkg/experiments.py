@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ZERO_KG', 'SHARED_SECTIONS', 'PENDING', 'Variant', 'Grid', 'grid_names', 'load_grid', 'Job', 'grid_jobs', 'Outcome',
-           'run_grid', 'submit_run', 'run_hash', 'score_table', 'write_table', 'markdown', 'latex']
+           'run_grid', 'submit_run', 'score_table', 'write_table', 'markdown', 'latex']
 
 # %% ../nbs/41_experiments.ipynb #code-2
 import re, shlex, subprocess
@@ -16,9 +16,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from . import __version__
 from .config import Config, R2GenKGError, atomic_path, fingerprint, is_current, load_config, override, read_json, write_json
-from .pipeline import STAGES, StageResult, run_pipeline
+from .pipeline import STAGES, StageResult, run_pipeline, stage_hash
 
 # %% ../nbs/41_experiments.ipynb #variant
 @dataclass(frozen=True)
@@ -200,15 +199,10 @@ def submit_run(
     except (KeyError, IndexError, ValueError) as e: raise R2GenKGError(f"submit template: unknown field {e}; known: {', '.join(fields)}") from None
     except OSError as e: raise R2GenKGError(f"submit template: {parts[0]}: {e.strerror}") from None
 
-# %% ../nbs/41_experiments.ipynb #run_hash
-def run_hash(config: Config, done: Mapping[str, StageResult]) -> str:
-    "What the stage `run` of a configuration is stamped with."
-    stage = STAGES[-1]
-    return fingerprint(stage.name, __version__, *(getattr(config, s) for s in stage.sections), *(done[n].hash for n in stage.needs))
-
+# %% ../nbs/41_experiments.ipynb #_submitted
 def _submitted(job: Job, done: Mapping[str, StageResult], template: str, again: bool) -> None:
     "Submit a run unless it is finished or pending. Raises `R2GenKGError` with the reason if it is not finished afterwards."
-    wanted, note = run_hash(job.config, done), job.folder / "submitted.json"
+    wanted, note = stage_hash(STAGES[-1], job.config, done), job.folder / "submitted.json"
     if is_current(job.folder / "run", wanted): return
     if not again and note.is_file() and read_json(note).get("hash") == wanted: raise R2GenKGError(f"{PENDING}; see {note}")
     called = submit_run(job, done, template)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'StageResult', 'draw_openi', 'make_studies', 'graph_corpus', 'make_graph', 'make_scale_graphs',
-           'make_classifier', 'make_tokens', 'training_data', 'make_run', 'run_pipeline', 'build_from_file',
-           'read_texts', 'annotate_file', 'ask_file', 'evaluate_run']
+           'make_classifier', 'make_tokens', 'training_data', 'make_run', 'stage_hash', 'run_pipeline',
+           'build_from_file', 'read_texts', 'annotate_file', 'ask_file', 'evaluate_run']
 
 # %% ../nbs/40_pipeline.ipynb #code-2
 import contextlib, os, time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -175,9 +175,19 @@ def _train_beside(stage: Stage, config: Config, done: dict[str, StageResult], ro
     train(config, training_data(config, {k: r.path for k, r in done.items()}), root / stage.name, root / ".work" / f"{stage.name}-{made_from}")
     return StageResult(stage.name, root / stage.name, made_from, "saved by the first process", None)
 
+def _tables_at(path: str) -> list[tuple[str, int, int]]:
+    "Name, size and time of the file at a path, or of the files directly in the folder there."
+    found = sorted(p for p in (Path(path).iterdir() if Path(path).is_dir() else [Path(path)]) if p.is_file()) if path else []
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found]
+
+def stage_hash(stage: Stage, config: Config, done: Mapping[str, StageResult]) -> str:
+    "What a stage is stamped with: its part of the configuration, the user's tables that it reads, and the hashes of the stages that it needs."
+    own = _tables_at(config.studies.path) if stage.name == "studies" else ()
+    return fingerprint(stage.name, __version__, *(getattr(config, s) for s in stage.sections), *own, *(done[n].hash for n in stage.needs))
+
 def _run_stage(stage: Stage, config: Config, done: dict[str, StageResult], roots: Sequence[Path]) -> StageResult:
     "Make a stage in `roots[0]`, or find it up to date in one of the roots."
-    made_from = fingerprint(stage.name, __version__, *(getattr(config, s) for s in stage.sections), *(done[n].hash for n in stage.needs))
+    made_from = stage_hash(stage, config, done)
     for root in roots:
         if is_current(root / stage.name, made_from): return StageResult(stage.name, root / stage.name, made_from, "up to date", None)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and stage.name != "run":
