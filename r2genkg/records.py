@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SPLITS', 'ENTITY_TYPES', 'RELATION_TYPES', 'Study', 'Entity', 'Relation', 'SentenceAnnotation', 'clean_value',
            'join_image', 'listed', 'split_name', 'hash_split', 'read_tree', 'read_split_ids', 'ReadReport', 'Studies',
-           'collect', 'save_studies', 'load_studies', 'check_images']
+           'collect', 'save_studies', 'load_studies', 'check_section', 'check_images']
 
 # %% ../nbs/02_records.ipynb #code-2
-import hashlib, logging, math, os, re
+import hashlib, json, logging, math, os, re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,7 +119,7 @@ def join_image(
     path = os.path.normpath(os.path.join(root, name))
     inside = path.startswith(root.rstrip(os.sep) + os.sep) or (root == "." and not path.startswith(("..", os.sep)))
     if not inside or _CONTROL.search(name):
-        raise R2GenKGError(f"{where}: image path {name[:80]!r} lies outside the image folder {root}; mend it or give --image-root")
+        raise R2GenKGError(f"{where}: image path {name[:80]!r} lies outside the image folder {root}; mend it or give the folder with --images")
     return path
 
 # %% ../nbs/02_records.ipynb #listed
@@ -150,17 +150,25 @@ def read_tree(path: str | Path) -> Any:
     except RecursionError: raise R2GenKGError(f"{path}: nested too deeply to be read") from None
     except (OSError, ValueError) as e: raise R2GenKGError(f"{path}: cannot be read: {e}") from None
 
-# %% ../nbs/02_records.ipynb #read_split_ids
+# %% ../nbs/02_records.ipynb #_entry_keys
+def _entry_keys(entry: Any, where: str) -> list[str]:
+    "Study ids that an entry of a split list stands for: a text, or an object with image_path or id."
+    if isinstance(entry, dict): entry = entry.get("image_path") or entry.get("path_to_image") or entry.get("id")
+    texts = entry if isinstance(entry, list) else [entry]
+    if not texts or not all(isinstance(t, str) and t.strip("/. ") for t in texts): raise R2GenKGError(f"{where}: expected study ids or image paths (text)")
+    studies = [t.strip("/").rpartition("/")[0].replace("/", "_") if "/" in t else t for t in texts]
+    return [key for s in studies for key in (s, *re.findall(r"^(CXR\d+)_", s))]
+
 def read_split_ids(path: str | Path) -> dict[str, str]:
-    "Study id -> split from a JSON file of three id lists; an R2Gen IU-Xray id also counts as its Open-i uid."
+    "Study id -> split from a JSON file of three lists; an R2Gen IU-Xray id also counts as its Open-i uid, an image path as its study."
     tree, split_of = read_tree(path), {}
     if not isinstance(tree, dict) or not tree: raise R2GenKGError(f"{path}: expected lists of ids under train, val, test")
     for name, ids in tree.items():
         split = split_name(name, f"{path}: key {name!r}")
-        if not isinstance(ids, list) or not all(isinstance(i, str) and i for i in ids):
-            raise R2GenKGError(f"{path}: key {name!r}: expected a list of study ids (text)")
-        for key in [k for i in ids for k in (i, *re.findall(r"^(CXR\d+)_", i))]:
-            if split_of.setdefault(key, split) != split: raise R2GenKGError(f"{path}: {key!r} is in both {split_of[key]} and {split}")
+        if not isinstance(ids, list): raise R2GenKGError(f"{path}: key {name!r}: expected a list of study ids")
+        for i, entry in enumerate(ids):
+            for key in _entry_keys(entry, f"{path}: {name.strip()}[{i}]"):
+                if split_of.setdefault(key, split) != split: raise R2GenKGError(f"{path}: {key[:80]!r} is in both {split_of[key]} and {split}")
     return split_of
 
 # %% ../nbs/02_records.ipynb #readreport
@@ -169,6 +177,7 @@ class ReadReport:
     "What a reader saw: records read, records dropped and things noted, both counted by reason."
     source: str
     read: int = 0
+    hashed: int = 0                      # studies kept whose split is by hash, the source naming none
     dropped: Counter = field(default_factory=Counter)
     noted: Counter = field(default_factory=Counter)
 
@@ -179,10 +188,10 @@ class ReadReport:
         return text + (f"; noted: {tell(self.noted)}" if self.noted else "")
 
 class Studies(list[Study]):
-    "A list of studies that knows how it was read (`.report`)."
-    def __init__(self, studies: Iterable[Study] = (), report: ReadReport | None = None):
+    "A list of studies that knows how it was read (`.report`) and what is on record about it (`.meta`: section, splits, data set)."
+    def __init__(self, studies: Iterable[Study] = (), report: ReadReport | None = None, meta: Mapping[str, Any] | None = None):
         super().__init__(studies)
-        self.report = report or ReadReport("", len(self))
+        self.report, self.meta = report or ReadReport("", len(self)), dict(meta or {})
 
 # %% ../nbs/02_records.ipynb #_assign
 def _assign(record: Mapping, splits: str, split_of: Mapping[str, str], where: str) -> str:
@@ -210,13 +219,14 @@ def collect(
     seen, kept, patients = set(), [], {}
     for record in records:
         record = dict(record)
-        where, drop = record.pop("where", report.source), record.pop("drop", "")
+        where, drop, own = record.pop("where", report.source), record.pop("drop", ""), record.get("split", "") if str(splits) != "hash" else ""
         report.read += 1
         _check_id(record["id"], seen, where)
         if not record.get("images"): report.noted["without images"] += 1
         if not record["findings"]: drop = drop or "without findings"
         record["split"] = "" if drop else _assign(record, str(splits), split_of, where)
         if drop or not record["split"]: report.dropped[drop or "not in the split file"] += 1; continue
+        report.hashed += str(splits) in ("auto", "hash") and record["split"] != own
         kept.append(Study(source=report.source, **record))
         patients.setdefault(kept[-1].patient or kept[-1].id, set()).add(kept[-1].split)
     if shared := sum(len(s) > 1 for s in patients.values()): report.noted["patients in several splits"] = shared
@@ -232,7 +242,7 @@ def _schema():
                       ("source", text), ("patient", text), ("labels", labels)])
 
 def save_studies(studies: Sequence[Study], path: str | Path) -> None:
-    "Write studies to a parquet file, atomically; images below its folder become relative paths."
+    "Write studies, and `.meta` if they have it, to a parquet file, atomically; images below its folder become relative paths."
     import pyarrow as pa, pyarrow.parquet as pq
     home = os.path.abspath(Path(path).parent)
     def stored(image):
@@ -240,7 +250,8 @@ def save_studies(studies: Sequence[Study], path: str | Path) -> None:
         return os.path.relpath(full, home) if full.startswith(home + os.sep) else full
     rows = [{name: getattr(s, name) for name in Study.__slots__}
             | {"images": [stored(i) for i in s.images], "labels": None if s.labels is None else list(s.labels.items())} for s in studies]
-    with atomic_path(path) as tmp: pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), tmp)
+    schema = _schema().with_metadata({"r2genkg": json.dumps(getattr(studies, "meta", {}))})
+    with atomic_path(path) as tmp: pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp)
 
 # %% ../nbs/02_records.ipynb #load_studies
 def load_studies(
@@ -262,7 +273,16 @@ def load_studies(
         if None in (row["id"], row["findings"], row["images"]): raise R2GenKGError(f"{path}: row {i}: id, images or findings is null")
         images = tuple(n if os.path.isabs(n) and image_root is None else join_image(home, n, f"{path}: row {i}") for n in row["images"])
         studies.append(Study(**row | {"images": images, "labels": None if row["labels"] is None else dict(row["labels"])}))
-    return Studies(studies, ReadReport(str(path), len(studies)))
+    try: meta = json.loads((table.schema.metadata or {}).get(b"r2genkg", b"{}"))
+    except ValueError: raise R2GenKGError(f"{path}: its metadata 'r2genkg' is not JSON; write the file again with `r2genkg data prepare`") from None
+    return Studies(studies, ReadReport(str(path), len(studies)), meta if isinstance(meta, dict) else {})
+
+def check_section(studies: Sequence[Study], section: str, path: str | Path = "studies") -> None:
+    "Raise `R2GenKGError` if studies were prepared for another section than a run asks for (`findings`, `findings+impression`)."
+    kept = getattr(studies, "meta", {}).get("section", section)
+    if kept != section:
+        raise R2GenKGError(f"{path}: prepared with section {kept!r}, but {section!r} is asked for; set studies.section={kept} "
+                           f"or prepare it again with --section {section}")
 
 # %% ../nbs/02_records.ipynb #check_images
 def check_images(studies: Iterable[Study]) -> None:
@@ -273,4 +293,4 @@ def check_images(studies: Iterable[Study]) -> None:
     paths = [(s.id, image) for s in studies for image in s.images]
     if missing := [pair for pair in paths if not os.path.isfile(pair[1])]:
         raise R2GenKGError(f"{missing[0][1]}: no such image file (study {missing[0][0]!r}); {len(missing)} of {len(paths)} "
-                           "images are missing; give the folder with --image-root")
+                           "images are missing; give their folder with --images (in a preset: studies.image_root)")
