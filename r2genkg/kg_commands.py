@@ -21,15 +21,24 @@ kg = typer.Typer(no_args_is_help=True, help="Build, inspect, convert and compare
 def kg_build(
     studies: Annotated[Path, typer.Option(help="R2Gen json, studies.parquet, Open-i XML or tables, CheXpert Plus csv, folder + csv.")],
     out: Annotated[Path, typer.Option(help="Folder of the graph.")],
-    annotator: Annotated[str, typer.Option(help="rules | model:DIR | replay:FILE | llm")] = "rules",
-    split: Annotated[str, typer.Option(help="Splits to read, comma separated; 'all' for every study.")] = "all",
+    annotator: Annotated[str, typer.Option(help="rules | model:DIR | replay:FILE")] = "rules",
+    split: Annotated[str, typer.Option(help="Splits to read, comma separated; 'all' for every study. A graph that a model learns with: train.")] = "all",
     section: Annotated[str, typer.Option(help="findings | findings+impression")] = "findings",
     min_count: Annotated[int, typer.Option(help="Mentions below which a term is no node.")] = 2,
+    linker: Annotated[str, typer.Option(help="scispacy[:VOCABULARY], or a table made from MRCONSO; empty: no linking.")] = "",
+    merge_threshold: Annotated[float, typer.Option(help="Cosine from which near-identical names are joined (ReXKG: 0.95); 0: never.")] = 0.0,
+    embedder: Annotated[str, typer.Option(help="Sentence encoder for --merge-threshold: minilm, or a hub name or folder.")] = "minilm",
     as_json: AsJson = False,
 ):
     "Reports -> annotations -> merged nodes and counted triples."
+    from functools import partial
+    from r2genkg.granularity import embed_texts
+    from r2genkg.linker import get_linker
+    from r2genkg.merging import GraphOptions
     from r2genkg.pipeline import build_from_file
-    show(build_from_file(studies, out, annotator, split, section, min_count), as_json)
+    embed = partial(embed_texts, embedder=embedder) if merge_threshold else None
+    options = GraphOptions(min_count=min_count, linker=get_linker(linker), merge_threshold=merge_threshold, embed=embed)
+    show(build_from_file(studies, out, annotator, split, section, options), as_json)
 
 # %% ../nbs/44c_kg_commands.ipynb #kg_stats
 @kg.command("stats")

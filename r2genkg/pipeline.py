@@ -230,14 +230,15 @@ def build_from_file(
     annotator: str = "rules",
     split: str = "all",                  # comma-separated splits, or all
     section: str = "findings",
-    min_count: int = 2,                  # mentions below which a term is no node
+    options: GraphOptions = GraphOptions(),
 ) -> dict:
-    "Build a graph from a file of studies; gives its statistics. Raises `R2GenKGError` if no report has findings."
+    "Build a graph from a file of studies; gives its statistics and the number of held-out reports in it. Raises `R2GenKGError` if no report has findings."
     wanted = set(split.split(","))
     chosen = [s for s in read_studies(studies) if split == "all" or s.split in wanted]
     texts = [(s.id, s.report(section)) for s in chosen if s.report(section).strip()]
     if not texts: raise R2GenKGError(f"{studies}: no report with {section} in split {split!r}; nothing to build a graph from")
-    graph = build_graph(progress(iter_annotations(texts, annotator), "annotating", len(texts)), GraphOptions(min_count=min_count))
+    graph = build_graph(progress(iter_annotations(texts, annotator), "annotating", len(texts)), options)
+    graph.meta["held-out reports"] = sum(s.split != "train" for s in chosen)   # on record: no graph for a model that is tested on them
     graph.save(out)
     return graph.stats()
 
