@@ -26,7 +26,7 @@ PARTS: tuple[tuple[str, Callable[[str], bool], Callable], ...] = (
     ("colab-install", lambda source: '"google.colab" in sys.modules' in source and "%pip install" in source, nbformat.v4.new_code_cell))
 
 #: Notebooks that need an extra of the package.
-EXTRAS = {"nbs/43c_app.ipynb": "[app]"}
+EXTRAS = {"nbs/63_app.ipynb": "[app]"}
 
 
 def notebooks(root: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from browser import chromium, open_page
 
 nbformat = pytest.importorskip("nbformat")
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "nbs"
-SHOWN = ("43_report.ipynb", "42_visualize.ipynb", "tutorials/use_the_modules.ipynb")
+SHOWN = ("61_report.ipynb", "57_visualize.ipynb", "tutorials/use_the_modules.ipynb")
 
 pytestmark = pytest.mark.skipif(not os.environ.get("R2GENKG_NOTEBOOKS"), reason="takes minutes: set R2GENKG_NOTEBOOKS=1 to run it")
 
