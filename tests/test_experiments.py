@@ -1,7 +1,6 @@
 """Grids, tables, probes and figures on runs of seconds: every stage is real, nothing is learnt well."""
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -90,9 +89,9 @@ def test_a_failed_run_is_marked_and_the_rest_goes_on(outcomes, root):
 
 
 def test_second_call_makes_nothing(outcomes, root):
-    before, start = {o.run: (o.run / "metrics.json").stat().st_mtime_ns for o in outcomes if o.run}, time.time()
+    before = {o.run: (o.run / "metrics.json").stat().st_mtime_ns for o in outcomes if o.run}
     again = run_grid(load_config("demo", TINY), (VARIANTS[0], VARIANTS[2]), root, [1])
-    assert time.time() - start < 5 and [o.scores for o in again] == [outcomes[0].scores, outcomes[2].scores]
+    assert [o.scores for o in again] == [outcomes[0].scores, outcomes[2].scores]
     assert all((run / "metrics.json").stat().st_mtime_ns == t for run, t in before.items())
 
 
