@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['FIVE', 'LABEL_SETS', 'AVERAGES', 'VALUES', 'CE_PRESETS', 'CLASSES', 'IU_WARNING', 'check_labels', 'pair_labels',
            'binary', 'StudyStats', 'ratio', 'mean_stats', 'label_counts', 'average_counts', 'variant_name', 'ce_stats',
-           'ce_all', 'ce_scores', 'CEPreset', 'four_class', 'confusion', 'label_table', 'ce_warning', 'constant_ce']
+           'ce_all', 'ce_scores', 'CEPreset', 'keep_preset', 'four_class', 'confusion', 'label_table', 'ce_warning',
+           'constant_ce']
 
 # %% ../nbs/44_ce.ipynb #code-2
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -200,6 +202,17 @@ CE_PRESETS = {
     "radeval": CEPreset(("micro", "macro", "weighted"), (1,), (14, 5), ("f1",)),
     "llava-rad": CEPreset(("micro", "macro"), (0, 1), (14, 5), ("f1",)),
 }
+
+# %% ../nbs/44_ce.ipynb #keep_preset
+def keep_preset(
+    scores: Mapping[str, Any],  # with the keys of `ce_all` among others
+    preset: str = "",           # a name of `CE_PRESETS`; empty keeps all
+) -> dict[str, Any]:
+    "The scores without the CE variants that a project does not report. Raises `R2GenKGError` for an unknown project."
+    if not preset: return dict(scores)
+    if preset not in CE_PRESETS: raise R2GenKGError(f"CE preset {preset!r} is none of {', '.join(CE_PRESETS)}")
+    wanted = CE_PRESETS[preset].keys()
+    return {key: value for key, value in scores.items() if not key.startswith("ce_") or key in wanted}
 
 # %% ../nbs/44_ce.ipynb #four_class
 #: CheXbert's classes 0..3.

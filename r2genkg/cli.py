@@ -121,17 +121,24 @@ def score(
     hypo_labels: Annotated[Optional[Path], typer.Option(help="Label file of the generated reports.")] = None,
     labeler: Annotated[str, typer.Option(help="rules | chexbert:FILE, without label files.")] = "rules",
     graph: Annotated[Optional[Path], typer.Option(help="Folder of a graph, for hallucination through it.")] = None,
+    ce: Annotated[str, typer.Option(help="Only the CE variants that a project reports: r2genkg, r2gen, r2gencmn, organ, promptmrg, radeval, llava-rad; empty: all.")] = "",
+    confusion: Annotated[bool, typer.Option("--confusion", help="Table of CheXbert's four classes, reference -> generated, all labels.")] = False,
+    radeval: Annotated[str, typer.Option(help="Metrics of RadEval with commas, e.g. radgraph,bertscore; needs the extra `radeval`.")] = "",
     intervals: Annotated[bool, typer.Option("--intervals", help="Bootstrap 95 % interval of every score.")] = False,
     as_json: AsJson = False,
 ):
     "BLEU, METEOR, ROUGE-L, CIDEr, clinical efficacy and graph scores of two report files."
+    from r2genkg.ce import confusion as confusion_table, keep_preset
     from r2genkg.graph import M3KG
     from r2genkg.metrics import evaluate_files
     from r2genkg.significance import bootstrap
     if (ref_labels is None) != (hypo_labels is None): raise R2GenKGError("give both --ref-labels and --hypo-labels, or neither")
-    found = evaluate_files(refs, hypos, labels=(ref_labels, hypo_labels) if ref_labels else labeler, cleaning=cleaning, mode=mode, m3kg=M3KG.load(graph) if graph else None)
-    rows = bootstrap(found.stats) if intervals else None
-    show(found.flat() | ({f"{key} [95 %]": [row.low, row.high] for key, row in rows.iterrows()} if intervals else {}), as_json)
+    found = evaluate_files(refs, hypos, labels=(ref_labels, hypo_labels) if ref_labels else labeler, cleaning=cleaning, mode=mode,
+                           m3kg=M3KG.load(graph) if graph else None, radeval=[m for m in radeval.split(",") if m])
+    scores = keep_preset(found.flat(), ce)
+    if intervals: scores |= {f"{key} [95 %]": [row.low, row.high] for key, row in bootstrap(found.stats, [k for k in found.stats if k in scores]).iterrows()}
+    if confusion: scores["confusion"] = confusion_table(*found.labels).to_dict("index")
+    show(scores, as_json)
 
 # %% ../nbs/68_cli.ipynb #report
 @app.command()

@@ -116,6 +116,7 @@ class Evaluation:
     scores: dict[str, float | None]
     stats: dict[str, StudyStats] = field(repr=False)  # the scores that can be resampled
     settings: dict[str, str]                          # what the scores depend on
+    labels: tuple[pd.DataFrame, pd.DataFrame] | None = field(default=None, repr=False)  # of references and hypotheses
 
     def flat(self) -> dict[str, float | str | None]:
         "Scores and settings in one dict."
@@ -150,6 +151,7 @@ def evaluate_reports(
     annotations: Any = "rules",         # an annotator, a pair of annotation lists, or None: no graph scores
     m3kg: Any | None = None,            # the graph, for hallucination through it
     source: str = "",                   # corpus, e.g. iu-xray, whose CE carries a warning
+    radeval: Sequence[str] = (),        # names of RadEval's metrics, where that extra is installed
     **cut: Any,                         # family, corpus, tokenizer, ptb of `prepare_texts`
 ) -> Evaluation:
     "All scores of generated reports: NLG, collapse, every CE variant, graph scores."
@@ -161,13 +163,14 @@ def evaluate_reports(
     if labels is not None:
         settings["labels"] = _name(labels)
         if warning := ce_warning(source): settings["ce_warning"] = warning
-        found |= ce_stats(*(labels if isinstance(labels, tuple) else _label(refs, hypos, labels)))
+        labels = labels if isinstance(labels, tuple) else _label(refs, hypos, labels)
+        found |= ce_stats(*labels)
     if annotations is not None:
         settings["annotations"] = _name(annotations)
         found |= graph_stats(*(annotations if isinstance(annotations, tuple) else _annotate(refs, hypos, annotations)), m3kg)
-    scores |= {key: stat.total() for key, stat in found.items()}
+    scores |= {key: stat.total() for key, stat in found.items()} | (radeval_scores(refs, hypos, radeval) if radeval else {})
     stats |= found
-    return Evaluation(scores, stats, settings)
+    return Evaluation(scores, stats, settings, labels)
 
 # %% ../nbs/47_metrics.ipynb #report_scores
 def report_scores(refs: Sequence[str], hypos: Sequence[str], **options: Any) -> dict[str, float | str | None]:

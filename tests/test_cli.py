@@ -118,6 +118,10 @@ def test_label_and_score(tmp_path):
     (tmp_path / "r.json").write_text(json.dumps({"a": ["the heart is enlarged ."], "b": ["no pleural effusion ."]}))
     scores = json.loads(run("score", "--refs", "r.json", "--hypos", "r.json", "--json", cwd=tmp_path).stdout)
     assert scores["BLEU-1"] == pytest.approx(1, abs=1e-6)
+    scores = json.loads(run("score", "--refs", "r.json", "--hypos", "r.json", "--ce", "organ", "--confusion", "--json", cwd=tmp_path).stdout)
+    assert {key for key in scores if key.startswith("ce_")} == {f"ce_{v}/macro-14/u1" for v in ("precision", "recall", "f1")}
+    assert scores["confusion"]["positive"] == {"blank": 0, "positive": 2, "negative": 0, "uncertain": 0}   # Cardiomegaly, No Finding
+    assert "none of r2genkg" in run("score", "--refs", "r.json", "--hypos", "r.json", "--ce", "R2Gen", cwd=tmp_path, expect=1).stderr
 
 
 # Bad input: one clear line that names the place, exit code 1, nothing left behind.
