@@ -1,10 +1,12 @@
 """Vision tokens in batches against the reference's procedure of one image and one label at a time.
 
-    OMP_NUM_THREADS=2 python benchmarks/vision_tokens.py [--images 64] [--classifier DIR --studies FILE] [--out FILE.json]
+    OMP_NUM_THREADS=2 python benchmarks/vision_tokens.py [--images 64] [--method gradcam] [--threshold 0.75]
+                                                         [--classifier DIR --studies FILE] [--out FILE.json]
 
+The defaults are the reference's: Grad-CAM, patches of 16 pixels with a mean over 0.75, at most six of each label.
 Without a trained classifier, phantoms are drawn and a Swin of the demo preset's size with random weights is used: its
 speed is that of a trained one, and random weights give rougher maps, so more patches compete around the threshold.
-Both procedures see the same classifier and the same decoded images, in one run. Exit status 1 if their patches differ.
+Both procedures use the same CAM, classifier and decoded images, in one run. Exit status 1 if their patches differ.
 """
 import argparse
 import json
@@ -16,21 +18,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
 
 from r2genkg.classifier import SwinClassifier, build_swin, label_matrix
-from r2genkg.config import LABELS, load_config, set_seed, write_json
+from r2genkg.config import LABELS, TokensConfig, load_config, set_seed, write_json
 from r2genkg.images import ImageCache, to_pixels
 from r2genkg.records import load_studies
-from r2genkg.vision_tokens import extract_tokens, token_grid
+from r2genkg.vision_tokens import cam_class, extract_tokens, token_grid
 
 
 def one_by_one(classifier, images: np.ndarray, positive: np.ndarray, config) -> tuple[list[tuple], torch.Tensor]:
     """SPEC section 2 as the reference does it: per image and label a forward and a backward pass, per patch a forward pass."""
     patch, kept, features = config.patch, [], []
-    with GradCAM(classifier, [classifier.backbone.layernorm], reshape_transform=token_grid) as cam:
+    with cam_class(config.method)(classifier, [classifier.backbone.layernorm], reshape_transform=token_grid) as cam:
         for item, image in enumerate(images):
             pixels = to_pixels(image[None])
             for k in np.flatnonzero(positive[item]):
@@ -82,10 +83,12 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--classifier", help="folder of a trained SwinClassifier")
     parser.add_argument("--studies", help="studies.parquet; its first training studies are used")
+    parser.add_argument("--method", default=TokensConfig().method, help="CAM of both procedures")
+    parser.add_argument("--threshold", type=float, default=TokensConfig().threshold, help="mean CAM of a kept patch")
     parser.add_argument("--out", help="write the figures to this JSON file")
     args = parser.parse_args()
     config = load_config("demo")
-    tokens = config.tokens.model_copy(update={"max_per_label": 10**6, "min_cosine_distance": 0.0})   # keep every patch found
+    tokens = TokensConfig(method=args.method, threshold=args.threshold, max_per_label=10**6)   # keep every patch found
     with tempfile.TemporaryDirectory() as folder:
         studies = [s for s in load_studies(args.studies) if s.split == "train"] if args.studies else phantoms(Path(folder), args.images)
         set_seed(0)
@@ -93,7 +96,7 @@ def main() -> int:
         classifier = SwinClassifier.load(args.classifier) if args.classifier else SwinClassifier(build_swin(config.classifier, size), size)
         result = compare(classifier.eval(), studies[:args.images], tokens, ImageCache(Path(folder) / "cache", classifier.image_size))
     result |= {"threads": torch.get_num_threads(), "cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "torch": torch.__version__,
-               "machine": platform.machine(), "classifier": "trained" if args.classifier else "random weights"}
+               "method": tokens.method, "threshold": tokens.threshold, "machine": platform.machine(), "classifier": "trained" if args.classifier else "random weights"}
     print(json.dumps(result, indent=2))
     if args.out: write_json(args.out, result)
     return 0 if result["same_patches"] else 1

@@ -88,15 +88,21 @@ def llm_options(spec: str, price: tuple[float | None, float | None] = (None, Non
 # %% ../nbs/67_data_commands.ipynb #label
 def label(
     table: Annotated[Path, typer.Argument(help="csv with a column of reports.")],
-    out: Annotated[Path, typer.Option(help="csv to write.")],
+    out: Annotated[Path, typer.Option(help=".csv (CheXpert's layout) or .json/.jsonl (JSON Lines as in chexbert_labels of CheXpert Plus; give --key).")],
     column: Annotated[str, typer.Option(help="The column of reports.")] = "findings",
     key: Annotated[str, typer.Option(help="Column that names the rows in the output, e.g. path_to_image; empty: the report itself.")] = "",
     labeler: Annotated[str, typer.Option(help="rules | chexbert:FILE")] = "rules",
+    compare: Annotated[Optional[Path], typer.Option(help="A label file of the same rows, in either layout: print how far the two agree.")] = None,
     as_json: AsJson = False,
 ):
-    "The 14 CheXpert labels of every report: 1 positive, 0 negative, -1 uncertain, empty not mentioned."
-    from r2genkg.labels import label_reports, write_labels
-    rows = read_column(table, column, key)
+    "The 14 CheXpert labels of every report: 1 positive, 0 negative, -1 uncertain, empty (null) not mentioned."
+    from r2genkg.labels import compare_labels, label_reports, read_labels, write_labels
+    if out.suffix in (".json", ".jsonl") and not key: raise R2GenKGError(f"{out}: JSON Lines name rows by image path; give its column with --key path_to_image")
+    rows, theirs = read_column(table, column, key), read_labels(compare) if compare else None
     labels = label_reports(rows[column].tolist(), labeler)
-    write_labels(out, labels, rows[key].tolist() if key else rows[column].tolist())
-    show({name: int((labels[name] == 1).sum()) for name in labels} | {"reports": len(labels), "file": str(out)}, as_json)
+    write_labels(out, labels, rows[key or column].tolist(), key)
+    found = {name: int((labels[name] == 1).sum()) for name in labels} | {"reports": len(labels), "file": str(out)}
+    if theirs is not None:
+        for name, row in compare_labels(labels.set_axis(rows[key or column]), theirs).iterrows():
+            found[f"{name}, agreement"], found[f"{name}, kappa"] = round(row.agreement, 4), None if row.kappa != row.kappa else round(row.kappa, 4)
+    show(found, as_json)

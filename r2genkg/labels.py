@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Mention', 'StateRules', 'RulesLabeler', 'Labeler', 'get_labeler', 'label_reports', 'write_labels', 'read_labels',
-           'join_labels']
+           'compare_labels', 'join_labels']
 
 # %% ../nbs/30_labels.ipynb #code-2
 import csv, json, logging, math
@@ -163,6 +163,7 @@ def write_labels(
     name: str = "",        # name of the first column; default as published
 ) -> None:
     "Write a label file, atomically. Raises `R2GenKGError` for missing columns or another number of keys."
+    if Path(path).suffix not in (".csv", ".json", ".jsonl"): raise R2GenKGError(f"{path}: choose a name that ends in .csv, .json or .jsonl")
     if missing := [c for c in LABELS if c not in table]: raise R2GenKGError(f"{path}: the table has no column {', '.join(missing)}")
     if len(keys) != len(table): raise R2GenKGError(f"{path}: {len(keys)} keys for {len(table)} rows of labels")
     as_csv = Path(path).suffix == ".csv"
@@ -203,6 +204,23 @@ def _read_json_lines(path: str | Path) -> pd.DataFrame:
             try: rows.append(dict(json.loads(line)))
             except (json.JSONDecodeError, TypeError, ValueError) as e: raise R2GenKGError(f"{path}:{n}: not a JSON object ({e})") from None
     return pd.DataFrame(rows, dtype=object)
+
+# %% ../nbs/30_labels.ipynb #compare_labels
+def compare_labels(
+    mine: pd.DataFrame,    # 14 label columns, index: keys
+    theirs: pd.DataFrame,  # the same of another labeler, as `read_labels` gives it
+) -> pd.DataFrame:
+    "Per label of the shared keys: `both` positive, `mine` and `theirs` positive, agreement in four values, kappa. Raises `R2GenKGError` if no key is shared."
+    shared = mine.index[mine.index.isin(theirs.index)]
+    if not len(shared): raise R2GenKGError("no row of one label table is in the other; their first columns must name the same rows")
+    if shared.has_duplicates or theirs.index.has_duplicates: raise R2GenKGError("a label table names a row twice; compare tables with one row per key")
+    rows = {}
+    for label in LABELS:
+        a, b = (t.loc[shared, label].fillna(9) for t in (mine, theirs))
+        same, chance = (a == b).mean(), sum((a == v).mean() * (b == v).mean() for v in (1, 0, -1, 9))
+        rows[label] = {"both": int(((a == 1) & (b == 1)).sum()), "mine": int((a == 1).sum()), "theirs": int((b == 1).sum()), "agreement": same,
+                       "kappa": (same - chance) / (1 - chance) if chance < 1 else float("nan")}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/30_labels.ipynb #join_labels
 def join_labels(

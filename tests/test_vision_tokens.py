@@ -61,13 +61,15 @@ def test_batches_select_the_patches_of_the_reference(small_world, benchmark_modu
     assert result["feature_difference"] < 1e-4
 
 
-def test_demo_size_selects_the_same_patches_and_is_faster(benchmark_module, tmp_path):
+@pytest.mark.parametrize("method", ["gradcam", "gradcamelementwise"])
+def test_demo_size_selects_the_same_patches_and_is_faster(benchmark_module, tmp_path, method):
     config = load_config("demo")
     studies = benchmark_module.phantoms(tmp_path, 10)
     set_seed(0)
     net = SwinClassifier(build_swin(config.classifier, 224), 224).eval()
-    tokens = config.tokens.model_copy(update={"max_per_label": 10**6})
+    tokens = TokensConfig(method=method, max_per_label=10**6)    # all else as in the reference
     result = benchmark_module.compare(net, studies, tokens, ImageCache(tmp_path / "cache"))
+    assert result["patches"] > 20
     assert result["same_patches"] and result["feature_difference"] < 1e-4
     assert result["pooled_speedup"] > 2                      # 5 and more on a quiet machine: benchmarks/vision_tokens.py
 
