@@ -43,7 +43,7 @@ def unfit(surface: str, kind: str) -> str:
     if not surface: return "empty after normalising"
     if kind == "size" or is_size(surface): return "size"
     if kind not in NODE_TYPES: return f"type {kind}"
-    if any(c.isdigit() for c in surface): return "contains a digit"
+    if any(map(str.isdigit, surface)): return "contains a digit"
     return ""
 
 # %% ../nbs/24_mentions.ipynb #base_type
