@@ -110,10 +110,10 @@ def triple_table(
     return table[list(TRIPLE_COLUMNS)], pd.DataFrame([(*k, n) for k, n in sorted(dropped.items())], columns=["what", "reason", "item", "n"])
 
 def _reports(counts: Counts, key_of: Mapping[str, str], triples: Iterable[tuple[str, str, str]]) -> list[list[str]]:
-    "The first report ids of each triple."
-    ids: dict[tuple, dict[str, None]] = defaultdict(dict)
-    for (a, b, kind), names in counts.reports_of.items(): ids[key_of.get(a), key_of.get(b), kind].update(dict.fromkeys(names))
-    return [list(ids.get(k, ()))[:counts.keep] for k in triples]
+    "The first report ids of each triple, those that say it is present before those that call it uncertain or absent."
+    ids: dict[tuple, dict[str, list[str]]] = defaultdict(lambda: {p: [] for p in POLARITIES})
+    for (a, b, kind, sign), names in counts.reports_of.items(): ids[key_of.get(a), key_of.get(b), kind][sign] += names
+    return [list(dict.fromkeys(i for p in POLARITIES for i in ids[k][p]))[:counts.keep] if k in ids else [] for k in triples]
 
 # %% ../nbs/27_graph.ipynb #_empty
 NODE_COLUMNS = ("key", "name", "entity_type", "count", "present", "absent", "uncertain", "cui", "definition", "tui", "aliases", "possibility")
@@ -248,13 +248,13 @@ def edges_of(graph: M3KG, source: str, target: str = "", type: str = "") -> pd.D
 def edge_sentences(
     graph: M3KG,
     annotated: Iterable[tuple[str, Sequence[SentenceAnnotation]]],  # (report id, sentences), may be a stream
-    source: str,                         # key, name or alias
+    source: str = "",                    # key, name or alias; empty: all edges
     target: str = "",                    # the other end; empty: all edges of `source`
     type: str = "",                      # one relation; empty: all
     every: bool = False,                 # search all reports, not only the ids that the triples keep
 ) -> pd.DataFrame:                       # SENTENCE_COLUMNS
     "The sentences that state an edge."
-    rows = edges_of(graph, source, target, type)
+    rows = edges_of(graph, source, target, type) if source else graph.triples
     wanted, ids = set(zip(rows.source, rows.type, rows.target)), {i for names in rows.reports for i in names}
     searched = ((i, s) for i, s in annotated if every or str(i) in ids)
     return pd.DataFrame([r for r in stated_triples(graph, searched) if r[1:4] in wanted], columns=list(SENTENCE_COLUMNS))
