@@ -110,10 +110,11 @@ def triple_table(
     return table[list(TRIPLE_COLUMNS)], pd.DataFrame([(*k, n) for k, n in sorted(dropped.items())], columns=["what", "reason", "item", "n"])
 
 def _reports(counts: Counts, key_of: Mapping[str, str], triples: Iterable[tuple[str, str, str]]) -> list[list[str]]:
-    "The first report ids of each triple, those that say it is present before those that call it uncertain or absent."
+    "The first report ids of each triple: those that say it is present, then those that call it uncertain, then absent."
     ids: dict[tuple, dict[str, list[str]]] = defaultdict(lambda: {p: [] for p in POLARITIES})
     for (a, b, kind, sign), names in counts.reports_of.items(): ids[key_of.get(a), key_of.get(b), kind][sign] += names
-    return [list(dict.fromkeys(i for p in POLARITIES for i in ids[k][p]))[:counts.keep] if k in ids else [] for k in triples]
+    order = ("present", "uncertain", "absent")
+    return [list(dict.fromkeys(i for p in order for i in ids[k][p]))[:counts.keep] if k in ids else [] for k in triples]
 
 # %% ../nbs/27_graph.ipynb #_empty
 NODE_COLUMNS = ("key", "name", "entity_type", "count", "present", "absent", "uncertain", "cui", "definition", "tui", "aliases", "possibility")

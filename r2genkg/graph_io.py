@@ -231,13 +231,13 @@ def write_page(
 
 # %% ../nbs/28_graph_io.ipynb #_match
 def _match(a: M3KG, b: M3KG) -> dict[str, str]:
-    "Key in B -> key in A of nodes that share an alias; the more frequent node of A wins."
-    owner: dict[str, str] = {}
-    for key, name, aliases in a.nodes.sort_values("count", ascending=False, kind="stable")[["key", "name", "aliases"]].itertuples(index=False, name=None):
-        for alias in {key, name, *aliases}: owner.setdefault(str(alias).lower(), key)
+    "Key in B -> key in A of nodes that share a key, else a name, else an alias; of several, the more frequent node of A."
+    rows, owner = a.nodes.sort_values("count", ascending=False, kind="stable")[["key", "name", "aliases"]].to_numpy().tolist(), {}
+    for words in ([(k, k) for k, _, _ in rows], [(n, k) for k, n, _ in rows], [(x, k) for k, _, aliases in rows for x in aliases]):
+        for word, key in words: owner.setdefault(str(word).lower(), key)
     found = {}
     for key, name, aliases in b.nodes[["key", "name", "aliases"]].itertuples(index=False, name=None):
-        hit = next((owner[str(x).lower()] for x in (name, key, *aliases) if str(x).lower() in owner), None)
+        hit = next((owner[str(x).lower()] for x in (key, name, *aliases) if str(x).lower() in owner), None)
         if hit is not None: found[key] = hit
     return found
 
@@ -255,7 +255,8 @@ def coverage(a: M3KG, b: M3KG) -> dict[str, float]:
     match = _match(a, b)
     nodes = b.nodes.set_index("key")["count"]
     evidence = b.triples[b.triples["count"] > 0]
-    renamed = evidence.assign(source=evidence.source.map(match), target=evidence.target.map(match))
+    ends = {k: k for k in {*evidence.source, *evidence.target} - set(nodes.index)} | match        # composed entities of ReXKG are ends, not nodes
+    renamed = evidence.assign(source=evidence.source.map(ends), target=evidence.target.map(ends))
     known = set(a.triples[a.triples["count"] > 0][["source", "target", "type"]].itertuples(index=False, name=None))
     hit = np.array([t in known for t in renamed[["source", "target", "type"]].itertuples(index=False, name=None)], dtype=bool)
     mine, theirs = _neighbours(a.triples[a.triples["count"] > 0]), _neighbours(renamed.dropna(subset=["source", "target"]))
