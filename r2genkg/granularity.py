@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'SHARES', 'ORDERS', 'ScaleGraph', 'order_frequency', 'order_triples', 'order_kcore', 'findings_covered',
-           'pagerank', 'order_ppr', 'induced_edges', 'encoder_source', 'load_encoder', 'embed_texts', 'make_scales',
-           'scale_table', 'save_scales', 'load_scales']
+           'pagerank', 'order_ppr', 'induced_edges', 'prefix_edges', 'encoder_source', 'load_encoder', 'embed_texts',
+           'make_scales', 'scale_table', 'save_scales', 'load_scales']
 
 # %% ../nbs/34_granularity.ipynb #code-2
 import hashlib, os
@@ -103,7 +103,7 @@ def order_ppr(graph: M3KG) -> list[str]:
     "Node keys by personalised PageRank, types interleaved by their shares."
     rank = pagerank(graph)
     table = pd.DataFrame({"rank": rank, "type": graph.nodes.set_index("key").entity_type}).sort_values("rank", ascending=False, kind="stable")
-    place = (table.groupby("type").cumcount() + 0.5) / table.type.map(SHARES).fillna(0.05)
+    place = (table.groupby("type").cumcount() + 0.5) / table.type.map(SHARES).fillna(0.001)        # unknown types come last
     return list(place.sort_values(kind="stable").index)
 
 ORDERS: dict[str, Callable[[M3KG], list[str]]] = {"frequency": order_frequency, "triples": order_triples, "ppr": order_ppr, "kcore": order_kcore}
@@ -116,6 +116,14 @@ def induced_edges(graph: M3KG, keys: Sequence[str], backbone: int = 0) -> pd.Dat
     if not backbone: return rows
     ends = pd.concat([rows.assign(node=rows.source), rows.assign(node=rows.target)]).sort_values("count", ascending=False, kind="stable")
     return rows.loc[sorted(set(ends.groupby("node").head(backbone).index))]
+
+def prefix_edges(graph: M3KG, keys: Sequence[str]) -> pd.DataFrame:
+    "The most frequent triples until all of `keys` (the first of `order_triples`) are named; ends outside `keys` are left out."
+    rows = graph.triples[graph.triples["count"] > 0].sort_values("count", ascending=False, kind="stable", ignore_index=True)
+    wanted, first = set(keys), {}
+    for i, (a, b) in enumerate(zip(rows.source, rows.target)): first.setdefault(a, i); first.setdefault(b, i)
+    rows = rows[:max((first[k] for k in keys if k in first), default=-1) + 1]
+    return rows[rows.source.isin(wanted) & rows.target.isin(wanted)]
 
 # %% ../nbs/34_granularity.ipynb #encoder_source
 def encoder_source(embedder: str) -> str:
@@ -174,21 +182,25 @@ def make_scales(
     sizes: Sequence[int] = (100, 200, 300, 400, 500),
     rule: str = "frequency",             # one of ORDERS
     embedder: str = "minilm",            # see `encoder_source`
-    backbone: int = 0,                   # keep the k best edges per node; 0: all induced
+    backbone: int = 0,                   # keep the k best edges per node; 0: all
+    edges: str = "auto",                 # induced | prefix | auto: prefix for the rule `triples`, induced for the others
 ) -> list[ScaleGraph]:
     "Nested graphs of the given sizes (paper: multi-granularity graphs). Raises `R2GenKGError` if the graph is too small."
     if rule not in ORDERS: raise R2GenKGError(f"scales.rule {rule!r} is none of {', '.join(ORDERS)}")
+    if edges not in ("auto", "induced", "prefix"): raise R2GenKGError(f"edges {edges!r} is none of auto, induced, prefix")
+    if edges == "prefix" and (rule != "triples" or backbone): raise R2GenKGError("edges 'prefix' goes with the rule 'triples' and without a backbone")
+    prefix = rule == "triples" and edges != "induced" and not backbone
     if max(sizes) > len(m3kg.nodes):
         raise R2GenKGError(f"scales.sizes asks for {max(sizes)} nodes, but the graph has {len(m3kg.nodes)}; read more reports, lower graph.min_count, or ask for fewer")
     order, nodes = ORDERS[rule](m3kg)[:max(sizes)], m3kg.nodes.set_index("key")
     names = [nodes.name[k] for k in order]
     x = embed_texts(names, embedder)
-    return [_scale(m3kg, order[:n], names[:n], x[:n].clone(), backbone) for n in sizes]
+    chosen = [prefix_edges(m3kg, order[:n]) if prefix else induced_edges(m3kg, order[:n], backbone) for n in sizes]
+    return [_scale(e, order[:n], names[:n], x[:n].clone()) for e, n in zip(chosen, sizes, strict=True)]
 
-def _scale(m3kg: M3KG, keys: Sequence[str], names: Sequence[str], x: Tensor, backbone: int) -> ScaleGraph:
-    "One scale from its node keys."
+def _scale(edges: pd.DataFrame, keys: Sequence[str], names: Sequence[str], x: Tensor) -> ScaleGraph:
+    "One scale from its edges and node keys."
     place = {k: i for i, k in enumerate(keys)}
-    edges = induced_edges(m3kg, keys, backbone)
     index = np.stack([edges.source.map(place).to_numpy(int), edges.target.map(place).to_numpy(int)])
     kinds = edges.type.map({k: i for i, k in enumerate(RELATION_TYPES)}).to_numpy(int)
     return ScaleGraph(x, torch.tensor(index), torch.tensor(kinds), tuple(names), tuple(keys))

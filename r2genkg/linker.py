@@ -118,7 +118,7 @@ class TableLinker:
         import pyarrow as pa, pyarrow.dataset as ds
         wanted = pa.array(list(values), self.table.schema.field(column).type)
         rows = self.table.to_table(filter=ds.field(column).isin(wanted)).to_pandas()
-        return rows.reindex(columns=[*LINKER_COLUMNS, "definition"]).fillna("").sort_values(["cui", "alias"], kind="stable")
+        return rows.reindex(columns=[*LINKER_COLUMNS, "definition"], fill_value="").fillna("").sort_values(["cui", "alias"], kind="stable")
 
     def link(self, surfaces: Sequence[str], types: Sequence[str]) -> list[Concept | None]:
         "One concept, or None, per surface."

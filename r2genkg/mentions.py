@@ -43,7 +43,7 @@ def unfit(surface: str, kind: str) -> str:
     if not surface: return "empty after normalising"
     if kind == "size" or is_size(surface): return "size"
     if kind not in NODE_TYPES: return f"type {kind}"
-    if any(c.isdigit() for c in surface): return "contains a digit"
+    if any(map(str.isdigit, surface)): return "contains a digit"
     return ""
 
 # %% ../nbs/24_mentions.ipynb #base_type
@@ -73,11 +73,11 @@ def report_key(report: str, sentences: Sequence[SentenceAnnotation]) -> int | No
 @dataclass
 class Counts:
     "What a stream of annotated reports said."
-    keep: int = 5                                                        # report ids kept per triple
+    keep: int = 5                                                        # report ids kept per triple and polarity
     mentions: Counter = field(default_factory=Counter)                   # (surface, type, polarity) -> count
     spellings: Counter = field(default_factory=Counter)                  # (text as written, surface) -> count, where they differ
     triples: Counter = field(default_factory=Counter)                    # (source, target, relation, polarity) -> count
-    reports_of: dict = field(default_factory=lambda: defaultdict(list))  # (source, target, relation) -> ids
+    reports_of: dict = field(default_factory=lambda: defaultdict(list))  # (source, target, relation, polarity) -> ids
     reports: int = 0
     sentences: int = 0
     repeats: Counter = field(default_factory=Counter)                    # id of a report that was counted before -> times
@@ -106,8 +106,8 @@ class Counts:
 
     def _relation(self, report: str, names: Sequence[str], signs: Sequence[str], r: Relation) -> None:
         "Count a triple and keep the report's id while there is room."
-        key = names[r.head], names[r.tail], r.type
-        self.triples[(*key, joint_polarity(signs[r.head], signs[r.tail]))] += 1
+        key = names[r.head], names[r.tail], r.type, joint_polarity(signs[r.head], signs[r.tail])
+        self.triples[key] += 1
         ids = self.reports_of[key]
         if len(ids) < self.keep and report not in ids: ids.append(report)
 

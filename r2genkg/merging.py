@@ -8,6 +8,7 @@ __all__ = ['STAGES', 'SHARED_COLUMNS', 'GraphOptions', 'singular', 'lemma_pairs'
 
 # %% ../nbs/26_merging.ipynb #code-2
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -184,7 +185,7 @@ def merge_surfaces(
     spellings: Mapping[tuple[str, str], int] = {},  # (text as written, surface) -> count
 ) -> Merging:
     "Run the stages and join what they propose."
-    types = dict(zip(table.index, table.type))
+    types = dict(zip(table.index.tolist(), table.type.tolist()))
     pairs, concepts = _proposals(types, options)
     component = components(list(types), [(a, b) for a, b, *_ in pairs])
     if options.merge_threshold:
@@ -198,12 +199,11 @@ def merge_surfaces(
 
 def _stage_table(surfaces: Sequence[str], pairs: Sequence[tuple], written: Sequence[tuple]) -> pd.DataFrame:
     "Names before and after each stage that proposed anything or could have."
-    texts = len({*(t for t, *_ in written), *surfaces})
+    texts, proposed = len({*(t for t, *_ in written), *surfaces}), Counter(s for *_, s, _ in pairs)
     rows, before = [("normalisation", texts, len(surfaces), len(written))], len(surfaces)
     for n, stage in enumerate(STAGES[1:], 2):
-        sofar = [(a, b) for a, b, s, _ in pairs if s in STAGES[:n]]
-        after = len(set(components(surfaces, sofar).values())) if sofar else len(surfaces)
-        rows.append((stage, before, after, sum(s == stage for *_, s, _ in pairs)))
+        after = len(set(components(surfaces, [(a, b) for a, b, s, _ in pairs if s in STAGES[:n]]).values())) if proposed[stage] else before
+        rows.append((stage, before, after, proposed[stage]))
         before = after
     return pd.DataFrame(rows, columns=["stage", "before", "after", "pairs"])
 
@@ -217,7 +217,7 @@ def shared_aliases(
 ) -> pd.DataFrame:
     "Aliases of several nodes: the one that keeps it, the others, and why."
     claims: dict[str, dict[str, None]] = {}
-    for key, aliases in zip(nodes.key, nodes.aliases):
+    for key, aliases in zip(nodes.key.tolist(), nodes.aliases):
         for alias in aliases: claims.setdefault(str(alias).lower(), {})[key] = None
     facts = {n.key: n for n in nodes.rename(columns={"count": "total"}).itertuples()}
     rows = [(alias, *_settle(alias, [facts[k] for k in keys], types, owner)) for alias, keys in claims.items() if len(keys) > 1]
