@@ -29,8 +29,8 @@ class ExtractConfig(Section):
     max_width: int = Field(8, ge=1)      # words of the longest entity (8)
     hidden: int = Field(150, ge=1)       # width of the heads (150)
     dropout: float = Field(0.2, ge=0, lt=1)
-    epochs: int = Field(10, ge=1)        # of the entity model (50)
-    relation_epochs: int = Field(10, ge=1)  # (20)
+    epochs: int = Field(6, ge=1)         # of the entity model (50)
+    relation_epochs: int = Field(6, ge=1)  # (20)
     batch_size: int = Field(16, ge=1)    # sentences (8)
     lr_encoder: float = Field(2e-4, gt=0)  # (1e-5); for a BERT of 12 layers take 2e-5
     lr_head: float = Field(1e-3, gt=0)   # (5e-4)
@@ -141,7 +141,7 @@ def two_rates(model: nn.Module, config: ExtractConfig) -> torch.optim.Optimizer:
     groups: dict[tuple[bool, bool], list] = {}
     for name, p in model.named_parameters(): groups.setdefault((name.startswith("encoder."), p.ndim > 1), []).append(p)
     return torch.optim.AdamW([{"params": params, "lr": config.lr_encoder if inner else config.lr_head, "weight_decay": 0.01 if decays else 0.0}
-                              for (inner, decays), params in groups.items()])
+                              for (inner, decays), params in groups.items()], fused=next(model.parameters()).device.type != "mps")
 
 def last_checkpoint(folder: Path) -> str | None:
     "The newest complete checkpoint; half-written ones are removed."
