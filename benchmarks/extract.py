@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from r2genkg.annotate import annotate
 from r2genkg.config import read_json, set_seed, write_json
-from r2genkg.entity_model import ExtractConfig, collate_spans, decode_spans, entity_example
+from r2genkg.entity_model import ExtractConfig, collate_spans, decode_spans, word_inputs
 from r2genkg.examples import WordPieces, distinct_sentences, open_encoder, score_annotations, split_reports
 from r2genkg.extract import ExtractModel, _entities, extract_corpus, read_annotations, sentence_row, train_extract
 from r2genkg.grammar import write_report
@@ -76,7 +76,7 @@ def one_by_one(model: ExtractModel, text: str) -> list[SentenceAnnotation]:
     """ReXKG's way: the sentences of one report, each padded to 256 pieces."""
     sentences = [SentenceAnnotation(s, tokenize(s)) for s in split_sentences(text)]
     if not sentences: return []
-    batch = collate_spans([{k: v for k, v in entity_example(s, model.pieces, model.config.max_width).items() if k != "labels"} for s in sentences], model.pieces.pad)
+    batch = collate_spans([word_inputs(s.tokens, model.pieces, model.config.lexicon) for s in sentences], model.pieces.pad)
     for k in ("input_ids", "attention_mask"): batch[k] = F.pad(batch[k], (0, 256 - batch[k].shape[1]))
     logits = model.entities.eval()(**batch)["logits"].numpy()
     found = [replace(s, entities=_entities(s.tokens, decode_spans(x[:len(s.tokens)]))) for s, x in zip(sentences, logits, strict=True)]
@@ -111,9 +111,10 @@ def main() -> None:
     parser.add_argument("--encoder", default="minilm")
     parser.add_argument("--epochs", type=int, default=ExtractConfig().epochs)
     parser.add_argument("--relation-epochs", type=int, default=ExtractConfig().relation_epochs)
+    parser.add_argument("--no-lexicon", action="store_true", help="without the vocabulary as an input of the entity model")
     parser.add_argument("--reports", type=int, default=100, help="of the speed test")
     args = parser.parse_args()
-    config, wanted = ExtractConfig(encoder=args.encoder, epochs=args.epochs, relation_epochs=args.relation_epochs), args.parts.split(",")
+    config, wanted = ExtractConfig(encoder=args.encoder, epochs=args.epochs, relation_epochs=args.relation_epochs, lexicon=not args.no_lexicon), args.parts.split(",")
     result = read_json(args.out) if args.out and Path(args.out).exists() else {}
     result["machine"] = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}"
     rng = np.random.default_rng(20_261)

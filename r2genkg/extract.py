@@ -55,7 +55,7 @@ class ExtractModel:
         return [join_windows(s.text, list(islice(rows, len(windows)))) if windows else s for s, windows in zip(sentences, cut, strict=True)]
 
     def _with_entities(self, windows: Sequence[SentenceAnnotation]) -> list[SentenceAnnotation]:
-        spans = find_spans(self.entities, [w.tokens for w in windows], self.pieces, self.batch_size)
+        spans = find_spans(self.entities, [w.tokens for w in windows], self.pieces, self.batch_size, self.config.lexicon)
         return [replace(w, entities=_entities(w.tokens, found), relations=()) for w, found in zip(windows, spans, strict=True)]
 
     def _with_relations(self, windows: Sequence[SentenceAnnotation]) -> list[SentenceAnnotation]:
