@@ -14,7 +14,7 @@ import typer
 
 from .config import R2GenKGError, load_config, preset_names
 from .console import AsJson, Set, show
-from .data_commands import annotate, data, label
+from .data_commands import annotate, data, extract, label
 from .kg_commands import kg
 
 # %% ../nbs/68_cli.ipynb #app
@@ -22,6 +22,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="R2GenKG: knowledge graphs for radiology report generation. Research software, not for clinical use.")
 app.add_typer(kg, name="kg")
 app.add_typer(data, name="data")
+app.add_typer(extract, name="extract")
 for command in (annotate, label): app.command()(command)
 
 # %% ../nbs/68_cli.ipynb #main

