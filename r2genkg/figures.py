@@ -214,5 +214,6 @@ def audit_run(
 
 def _mask_audit(paths: Mapping[str, Path], studies: Sequence[Study], bank: VisionTokens, methods: Sequence[str]) -> dict:
     "Tables of the pointing game and of the bank, against the masks of drawn findings."
-    rows = audit_maps(SwinClassifier.load(paths["classifier"]), studies, lambda s: load_masks(paths["studies"], s.id), methods)
+    def positive(s: Study) -> dict: return {k: m for k, m in load_masks(paths["studies"], s.id).items() if (s.labels or {}).get(k) == 1}   # drawn ones may be uncertain
+    rows = audit_maps(SwinClassifier.load(paths["classifier"]), studies, positive, methods)
     return {"pointing": audit_table(rows), "bank": audit_bank(bank, lambda id: load_masks(paths["studies"], id))}
