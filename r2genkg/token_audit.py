@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'VERDICTS', 'mask_distance', 'map_scores', 'audit_maps', 'audit_table', 'audit_bank', 'label_weights',
-           'retrieval_purity', 'Retrieval', 'sample_retrievals', 'contact_sheet', 'audit_form']
+           'retrieval_purity', 'Retrieval', 'sample_retrievals', 'contact_sheet', 'audit_form', 'read_verdicts',
+           'verdict_table']
 
 # %% ../nbs/33_token_audit.ipynb #code-2
 import base64, io, textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -130,19 +132,19 @@ def retrieval_purity(
     resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    "Per label and for `any`: studies, purity, base rate, purity - base with a 95 % bootstrap interval over studies, and the weight in studies without it."
+    "Per label and for `any`: purity, base rate and their difference `gain`; the mean study's weight and `own` = purity - that; bootstrap 95 % intervals over studies."
     share, rng = label_weights(weights, token_labels), np.random.default_rng(seed)
-    base = np.array([np.mean([name == label for name in token_labels]) for label in LABELS])
-    cases = {label: (share[positive[:, k], k], np.full(positive[:, k].sum(), base[k]), share[~positive[:, k], k]) for k, label in enumerate(LABELS)}
-    some = positive.any(1)
-    cases["any"] = ((share * positive).sum(1)[some], (base * positive).sum(1)[some], np.zeros(0))
+    base, mean = np.array([np.mean([name == label for name in token_labels]) for label in LABELS]), share.mean(0)
+    parts = [(label, positive[:, k], share[:, k], np.full(len(share), base[k]), np.full(len(share), mean[k])) for k, label in enumerate(LABELS)]
+    parts.append(("any", positive.any(1), *((values * positive).sum(1) for values in (share, base, mean))))
     rows = {}
-    for label, (inside, chance, without) in cases.items():
-        if not len(inside): continue
-        gains = (inside - chance)[rng.integers(0, len(inside), (resamples, len(inside)))].mean(1)
-        low, high = np.percentile(gains, (2.5, 97.5))
-        rows[label] = {"studies": len(inside), "purity": inside.mean(), "base": chance.mean(), "gain": (inside - chance).mean(),
-                       "gain_low": low, "gain_high": high, "without": without.mean() if len(without) else np.nan}
+    for label, there, inside, chance, usual in parts:
+        if not there.any(): continue
+        drawn = rng.integers(0, there.sum(), (resamples, there.sum()))
+        row = {"studies": there.sum(), "purity": inside[there].mean(), "base": chance[there].mean(), "mean study": usual[there].mean()}
+        for name, differences in (("gain", (inside - chance)[there]), ("own", (inside - usual)[there])):
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), (differences.mean(), *np.percentile(differences[drawn].mean(1), (2.5, 97.5)))))
+        rows[label] = row | {"without": inside[~there].mean() if label != "any" and not there.all() else np.nan}
     return pd.DataFrame.from_dict(rows, orient="index").astype({"studies": int})
 
 # %% ../nbs/33_token_audit.ipynb #retrieval
@@ -219,3 +221,23 @@ def audit_form(retrievals: Sequence[Retrieval], bank: VisionTokens, image_size: 
                       "src": _data_uri(load_image(r.image, image_size)), "patches": patches})
     page = Environment(loader=PackageLoader("r2genkg"), autoescape=True).get_template("token_audit.html.j2")
     return page.render(items=items, verdicts=VERDICTS)
+
+# %% ../nbs/33_token_audit.ipynb #read_verdicts
+def read_verdicts(paths: Sequence[str | Path]) -> pd.DataFrame:
+    "Saved forms as one table, a row per judged patch. Raises `R2GenKGError` for a missing column or an unknown verdict."
+    columns, tables = ["study", "query", "row", "label", "source", "weight", "verdict", "reader"], []
+    for path in paths:
+        try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        except (OSError, ValueError) as e: raise R2GenKGError(f"{path}: not a readable csv of verdicts ({str(e).splitlines()[0][:100]})") from None
+        if missing := [c for c in columns if c not in table]: raise R2GenKGError(f"{path}: no column {missing[0]}; is this the form's verdicts.csv?")
+        if odd := sorted(set(table.verdict) - {"", *VERDICTS}): raise R2GenKGError(f"{path}: verdict {odd[0]!r} is none of {', '.join(VERDICTS)}")
+        tables.append(table.loc[table.verdict != "", columns])
+    return pd.concat(tables, ignore_index=True)
+
+def verdict_table(verdicts: pd.DataFrame) -> pd.DataFrame:
+    "Per label and for `all`: how often each verdict was given, and the share `on the disease` of those that could be said."
+    counts = pd.crosstab(verdicts.label, verdicts.verdict).reindex(columns=list(VERDICTS), fill_value=0)
+    counts = counts.reindex([k for k in LABELS if k in counts.index])
+    counts.loc["all"] = counts.sum()
+    said = counts[list(VERDICTS[:3])].sum(axis=1)
+    return counts.assign(share=counts[VERDICTS[0]] / said.where(said > 0))
