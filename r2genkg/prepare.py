@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -48,7 +49,8 @@ class DataSet:
 def data_sets() -> dict[str, DataSet]:
     "The data sets by name."
     tree = yaml.safe_load((files("r2genkg") / "data" / "datasets.yaml").read_text(encoding="utf-8"))
-    return {name: DataSet(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}) for name, entry in tree.items()}
+    entries: dict[str, dict[str, Any]] = {name: {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()} for name, entry in tree.items()}
+    return {name: DataSet(name, **entry) for name, entry in entries.items()}
 
 def data_set(name: str) -> DataSet:
     "The data set called `name`. Raises `R2GenKGError` with the names that there are."

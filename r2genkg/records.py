@@ -161,7 +161,8 @@ def _entry_keys(entry: Any, where: str) -> list[str]:
 
 def read_split_ids(path: str | Path) -> dict[str, str]:
     "Study id -> split from a JSON file of three lists; an R2Gen IU-Xray id also counts as its Open-i uid, an image path as its study."
-    tree, split_of = read_tree(path), {}
+    tree: Any = read_tree(path)
+    split_of: dict[str, str] = {}
     if not isinstance(tree, dict) or not tree: raise R2GenKGError(f"{path}: expected lists of ids under train, val, test")
     for name, ids in tree.items():
         split = split_name(name, f"{path}: key {name!r}")
@@ -216,7 +217,9 @@ def collect(
 ) -> Studies:
     "Turn records into studies: ids unique, findings present, splits set; everything left out is counted and logged."
     split_of = {} if str(splits) in ("auto", "file", "hash") else read_split_ids(splits)
-    seen, kept, patients = set(), [], {}
+    seen: set[str] = set()
+    kept: list[Study] = []
+    patients: dict[str, set[str]] = {}
     for record in records:
         record = dict(record)
         where, drop, own = record.pop("where", report.source), record.pop("drop", ""), record.get("split", "") if str(splits) != "hash" else ""

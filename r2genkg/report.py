@@ -195,7 +195,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", "")   # DICOM exports oft
 
 def read_films(paths: Sequence[str | Path]) -> tuple[dict[str, np.ndarray], list[str]]:
     "Name -> film, at most 1024 pixels long, for files and for all images in folders; and why files of folders were passed over."
-    films, skipped = {}, []
+    films: dict[str, np.ndarray] = {}
+    skipped: list[str] = []
     for path in map(Path, paths):
         found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")) if path.is_dir() else [path]
         for file in found:
