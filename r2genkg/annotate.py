@@ -129,8 +129,8 @@ def _read_lines(path: str | Path, partial: bool) -> Iterator[tuple[str, list[Sen
             try:
                 row = json.loads(line)
                 yield row["id"], [_sentence(s) for s in row["sentences"]]
-            except (json.JSONDecodeError, KeyError, TypeError, R2GenKGError) as e:
-                reason = f"no key {e}" if isinstance(e, KeyError) else str(e)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, R2GenKGError) as e:
+                reason = f"no key {e}" if isinstance(e, KeyError) else str(e)[:200]
                 raise R2GenKGError(f"{path}:{n}: not a line of annotations ({reason})") from None
 
 # %% ../nbs/16_annotate.ipynb #_key

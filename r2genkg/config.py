@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LABELS', 'MADE_FROM', 'R2GenKGError', 'Section', 'StudiesConfig', 'GraphConfig', 'ScalesConfig', 'ClassifierConfig',
            'TokensConfig', 'ModelConfig', 'LLMConfig', 'TrainConfig', 'DecodeConfig', 'Config', 'preset_names',
-           'load_config', 'override', 'atomic_path', 'read_json', 'write_json', 'fingerprint', 'stamp', 'is_current',
-           'set_seed', 'best_device', 'progress']
+           'read_yaml', 'load_config', 'override', 'atomic_path', 'read_json', 'write_json', 'fingerprint', 'stamp',
+           'is_current', 'set_seed', 'best_device', 'progress']
 
 # %% ../nbs/00_config.ipynb #code-2
 import contextlib, difflib, hashlib, json, os, random, shutil, sys
@@ -211,11 +211,18 @@ def preset_names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in (files("r2genkg") / "presets").iterdir() if p.name.endswith(".yaml"))
 
 # %% ../nbs/00_config.ipynb #_preset_text
-def _preset_text(name: str) -> str:
-    "The YAML text of a preset, or of the file `name`."
-    if name in preset_names(): return (files("r2genkg") / "presets" / f"{name}.yaml").read_text()
+def read_yaml(source: Any, name: str | Path) -> Any:
+    "Read YAML from a path or a resource of the package; faults name `name`."
+    try: return yaml.safe_load(source.read_text(encoding="utf-8"))
+    except yaml.YAMLError as e: raise R2GenKGError(f"{name}: not valid YAML: {str(e).splitlines()[0]}") from None
+    except OSError as e: raise R2GenKGError(f"{name}: cannot be read: {e.strerror}") from None
+    except (ValueError, RecursionError) as e: raise R2GenKGError(f"{name}: not usable as YAML ({str(e)[:80]})") from None
+
+def _preset_tree(name: str) -> Any:
+    "What the YAML of a preset, or of the file `name`, says."
+    if name in preset_names(): return read_yaml(files("r2genkg") / "presets" / f"{name}.yaml", name)
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") and path.is_file(): return path.read_text()
+    if path.suffix in (".yaml", ".yml") and path.is_file(): return read_yaml(path, name)
     raise R2GenKGError(f"no preset and no YAML file named {name!r}; presets: {', '.join(preset_names())}")
 
 def _put(tree: dict, assignment: str) -> None:
@@ -251,8 +258,7 @@ def load_config(
     overrides: Iterable[str] = (),     # "section.key=value" strings
 ) -> Config:
     "Read a preset, apply the overrides, validate. Raises `R2GenKGError` naming the key at fault."
-    try: tree = yaml.safe_load(_preset_text(preset)) or {}
-    except yaml.YAMLError as e: raise R2GenKGError(f"{preset}: not valid YAML: {str(e).splitlines()[0]}") from None
+    tree = _preset_tree(preset) or {}
     if not isinstance(tree, dict): raise R2GenKGError(f"{preset}: expected sections with keys, got {type(tree).__name__}")
     return _validated(tree, overrides, preset)
 
@@ -286,15 +292,17 @@ def _remove(path: Path) -> None:
     else: path.unlink(missing_ok=True)
 
 # %% ../nbs/00_config.ipynb #read_json
-def read_json(path: str | Path) -> Any:
-    "Read a JSON file; faults name the file and the line."
+def read_json(path: str | Path, kind: type = object) -> Any:
+    "Read a JSON file; faults name the file and the line, and content that is not of the wanted kind."
     path = Path(path)
-    try: return json.loads(path.read_text(encoding="utf-8"))
+    try: found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError: raise R2GenKGError(f"{path}: no such file") from None
     except UnicodeDecodeError as e: raise R2GenKGError(f"{path}: not UTF-8 text at byte {e.start}") from None
     except json.JSONDecodeError as e: raise R2GenKGError(f"{path}:{e.lineno}: not valid JSON ({e.msg})") from None
     except (RecursionError, ValueError) as e: raise R2GenKGError(f"{path}: not usable JSON ({str(e)[:80]})") from None
     except OSError as e: raise R2GenKGError(f"{path}: cannot be read ({e.strerror})") from None
+    if isinstance(found, kind): return found
+    raise R2GenKGError(f"{path}: expected {'an object' if kind is dict else 'a list'}, found {type(found).__name__}")
 
 def write_json(path: str | Path, obj: Any) -> None:
     "Write `obj` as indented JSON, atomically."
@@ -320,8 +328,8 @@ def stamp(folder: Path, made_from: str) -> None:
 
 def is_current(folder: Path, made_from: str) -> bool:
     "Whether `folder` exists and was made from `made_from`."
-    path = Path(folder) / MADE_FROM
-    return path.is_file() and read_json(path).get("hash") == made_from
+    try: return read_json(Path(folder) / MADE_FROM, dict).get("hash") == made_from
+    except R2GenKGError: return False    # missing or damaged: it is made again
 
 # %% ../nbs/00_config.ipynb #set_seed
 def set_seed(seed: int) -> None:

@@ -39,6 +39,7 @@ def read_column(
     import pandas as pd
     try: rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError: raise R2GenKGError(f"{path}: no such file") from None
+    except OSError as e: raise R2GenKGError(f"{path}: cannot be read: {e.strerror}") from None
     except (ValueError, UnicodeDecodeError) as e: raise R2GenKGError(f"{path}: not a readable csv ({str(e).splitlines()[0][:100]})") from None
-    if missing := [c for c in columns if c and c not in rows]: raise R2GenKGError(f"{path}: no column {missing[0]!r}; found {', '.join(rows.columns)}")
+    if missing := [c for c in columns if c and c not in rows]: raise R2GenKGError(f"{path}: no column {missing[0]!r}; found {', '.join(rows.columns)[:300]}")
     return rows

@@ -31,7 +31,7 @@ from .vision_tokens import VisionTokens, pair_cams, select_patches
 def stage_paths(run: str | Path) -> dict[str, Path]:
     "Folders of the stages behind a run. Raises `R2GenKGError` if they are not where the run says."
     run = run_folder(run)
-    paths = {name: (run / path).resolve() for name, path in read_json(run / "stages.json").items()}
+    paths = {name: (run / path).resolve() for name, path in read_json(run / "stages.json", dict).items()}
     for name, path in paths.items():
         if not path.is_dir(): raise R2GenKGError(f"{run}: its stage {name} is not at {path}; keep the pipeline's folder together")
     return paths

@@ -23,6 +23,7 @@ from torch import Tensor
 from .config import R2GenKGError, atomic_path, read_json, write_json
 from .graph import M3KG
 from .records import RELATION_TYPES
+from .tensors import load_tensors
 
 # %% ../nbs/34_granularity.ipynb #scalegraph
 @dataclass(frozen=True)
@@ -218,8 +219,8 @@ def save_scales(folder: str | Path, scales: Sequence[ScaleGraph]) -> None:
 
 def load_scales(folder: str | Path) -> list[ScaleGraph]:
     "Read what `save_scales` wrote; raises `R2GenKGError` if a file is missing."
-    from safetensors.torch import load_file
     folder = Path(folder)
     if not (folder / "scales.safetensors").is_file(): raise R2GenKGError(f"{folder}: no scales here (scales.safetensors is missing); `r2genkg train` makes them")
-    tensors, words = load_file(folder / "scales.safetensors"), read_json(folder / "nodes.json")
-    return [ScaleGraph(*(tensors[f"{i}.{k}"] for k in ("x", "edge_index", "edge_type")), tuple(w["names"]), tuple(w["keys"])) for i, w in enumerate(words)]
+    (tensors, _), words = load_tensors(folder / "scales.safetensors"), read_json(folder / "nodes.json", list)
+    try: return [ScaleGraph(tensors[f"{i}.x"], tensors[f"{i}.edge_index"], tensors[f"{i}.edge_type"], tuple(w["names"]), tuple(w["keys"])) for i, w in enumerate(words)]
+    except (KeyError, TypeError, R2GenKGError) as e: raise R2GenKGError(f"{folder}: scales.safetensors and nodes.json do not fit each other ({e})") from None

@@ -231,7 +231,7 @@ def load_graph(folder: str | Path) -> M3KG:
         except Exception as e:  # readers of damaged files raise many kinds
             raise R2GenKGError(f"{folder / name}.parquet: not readable ({str(e).splitlines()[0][:100]})") from None
         if missing := [c for c in columns if c not in tables[name]]: raise R2GenKGError(f"{folder / name}.parquet: no column {', '.join(missing)}")
-    return M3KG(**tables, meta=read_json(folder / "meta.json"))
+    return M3KG(**tables, meta=read_json(folder / "meta.json", dict))
 
 # %% ../nbs/27_graph.ipynb #graph_stats
 def graph_stats(graph: M3KG) -> dict:
@@ -278,7 +278,7 @@ def read_triples(path: str | Path) -> pd.DataFrame:
     wanted = ["source_index", "target_index", "type", "count"]
     try: table = pd.read_csv(path, keep_default_na=False, dtype={"source_index": str, "target_index": str, "type": str})
     except (OSError, ValueError, UnicodeDecodeError) as e: raise R2GenKGError(f"{path}: not a readable csv ({str(e).splitlines()[0][:100]})") from None
-    if missing := [c for c in wanted if c not in table]: raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
+    if missing := [c for c in wanted if c not in table]: raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)[:300]}")
     if odd := sorted(set(table.type) - set(RELATION_TYPES)): raise R2GenKGError(f"{path}: unknown relation {odd[0]!r}; expected {', '.join(RELATION_TYPES)}")
     table = table.rename(columns={"source_index": "source", "target_index": "target"})[["source", "target", "type", "count"]]
     return table.assign(present=table["count"], absent=0, uncertain=0, reports=[[] for _ in range(len(table))])[list(TRIPLE_COLUMNS)]

@@ -185,7 +185,7 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     try: table = pd.read_csv(path, keep_default_na=False, dtype=str) if as_csv else _read_json_lines(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise R2GenKGError(f"{path}: not a readable csv: {e}") from None
     if missing := [c for c in LABELS if c not in table]:
-        raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found: {', '.join(map(str, table.columns[:6]))}, ...")
+        raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found: {', '.join(map(str, table.columns[:6]))[:200]}, ...")
     key = next((k for k in _KEYS["csv"] if k in table), table.columns[0])
     values = table[list(LABELS)].replace("", None).apply(pd.to_numeric, errors="coerce")
     wrong = ~values.isin([1, 0, -1]) & ~table[list(LABELS)].isin(["", None])
@@ -201,7 +201,7 @@ def _read_json_lines(path: str | Path) -> pd.DataFrame:
         for n, line in enumerate(file, 1):
             if not line.strip(): continue
             try: rows.append(dict(json.loads(line)))
-            except (json.JSONDecodeError, TypeError, ValueError) as e: raise R2GenKGError(f"{path}:{n}: not a JSON object ({e})") from None
+            except (TypeError, ValueError, RecursionError) as e: raise R2GenKGError(f"{path}:{n}: not a JSON object ({e})") from None
     return pd.DataFrame(rows, dtype=object)
 
 # %% ../nbs/30_labels.ipynb #join_labels

@@ -111,7 +111,7 @@ class TableLinker:
         except (pa.ArrowException, ValueError, OSError) as e: raise R2GenKGError(f"{path}: not a readable table ({str(e).splitlines()[0][:100]})") from None
         columns = self.table.schema.names
         if missing := [c for c in ("alias", "cui") if c not in columns]:
-            raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found {', '.join(columns)}")
+            raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found {', '.join(columns)[:300]}")
 
     def _rows(self, column: str, values: Sequence[str]) -> pd.DataFrame:
         "Rows whose `column` is one of the values, with all columns."

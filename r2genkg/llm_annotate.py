@@ -14,12 +14,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from .annotate import register_annotator, save_annotations
-from .config import R2GenKGError, fingerprint, progress, write_json
+from .config import R2GenKGError, fingerprint, progress, read_yaml, write_json
 from .lexicon import split_sentences, tokenize
 from .llm_answers import (ENTITY_PROMPT, RELATION_PROMPT, UnusableAnswer, entity_message, read_entities, read_relations,
                                  relation_message, response_format)
@@ -304,8 +303,8 @@ def load_llm_settings(spec: str) -> LLMSettings:
     "Settings from a YAML file, or the defaults for a model name. Raises `R2GenKGError` naming the key at fault."
     if not spec: raise R2GenKGError("annotator llm needs a model or a settings file: llm:MODEL or llm:SETTINGS.yaml")
     if not spec.endswith((".yaml", ".yml")): return LLMSettings(model=spec)
-    try: return LLMSettings.model_validate(yaml.safe_load(Path(spec).read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as e: raise R2GenKGError(f"{spec}: cannot be read: {str(e).splitlines()[0]}") from None
+    tree = read_yaml(Path(spec), spec)
+    try: return LLMSettings.model_validate(tree)
     except ValidationError as e:
         first = e.errors()[0]
         raise R2GenKGError(f"{spec}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from None

@@ -21,6 +21,7 @@ from .config import LABELS, R2GenKGError, atomic_path, progress
 from .grammar import DEVICE_KINDS, Finding, PhantomReport, write_report
 from .records import Entity, Relation, SentenceAnnotation, Study, save_studies
 from .signs import draw
+from .tensors import load_tensors
 
 _all_ = ["draw"]
 
@@ -239,20 +240,23 @@ def load_masks(
     id: str,              # study
 ) -> dict[str, np.ndarray]:
     "Label -> bool mask (H, W) of one study."
-    from safetensors.numpy import load_file
     path = Path(folder) / "masks" / f"{id}.safetensors"
     if not path.is_file(): raise R2GenKGError(f"{path}: no masks of study {id!r}")
-    return {k: np.unpackbits(m, axis=1, count=len(m)).astype(bool) for k, m in load_file(path).items()}
+    try: return {k: np.unpackbits(m.numpy(), axis=1, count=len(m)).astype(bool) for k, m in load_tensors(path)[0].items()}
+    except (ValueError, TypeError, IndexError) as e: raise R2GenKGError(f"{path}: not the masks of a phantom ({e})") from None
 
 # %% ../nbs/11_phantom.ipynb #load_truth
 def load_truth(
     folder: str | Path,   # written by `write_phantoms`
 ) -> dict[str, list[SentenceAnnotation]]:
     "Study id -> its sentences with true entities and relations."
-    truth, path = {}, Path(folder) / "truth.jsonl"
+    path = Path(folder) / "truth.jsonl"
     if not path.is_file(): raise R2GenKGError(f"{path}: no such file; write_phantoms makes it")
-    with open(path, encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
+    truth: dict[str, list[SentenceAnnotation]] = {}
+    for n, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
             truth[row["id"]] = [SentenceAnnotation(
                 s["text"], tuple(s["tokens"]), tuple(Entity(*e) for e in s["entities"]), tuple(Relation(*r) for r in s["relations"])) for s in row["sentences"]]
+        except (ValueError, KeyError, TypeError, RecursionError, R2GenKGError) as e: raise R2GenKGError(f"{path}:{n}: not a phantom's truth ({str(e)[:100]})") from None
     return truth

@@ -283,6 +283,6 @@ def evaluate_run(run: str | Path) -> dict:
     run = Path(run)
     run = run / "run" if (run / "run").is_dir() else run
     if not (run / "stages.json").is_file(): raise R2GenKGError(f"{run}: not a run folder (stages.json is missing); make one with `r2genkg train`")
-    paths = {name: (run / path).resolve() for name, path in read_json(run / "stages.json").items()}
+    paths = {name: (run / path).resolve() for name, path in read_json(run / "stages.json", dict).items()}
     config = load_config(str(run / "config.yaml"))
     return evaluate(run, training_data(config, paths))["scores"]

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .config import LABELS, R2GenKGError
+from .tensors import load_tensors
 
 # %% ../nbs/36_qformer.ipynb #build_qformer
 def build_qformer(
@@ -76,7 +76,7 @@ def read_tensors(
     path = Path(path)
     if not path.is_file(): raise R2GenKGError(f"{path}: no such checkpoint")
     try:
-        if path.suffix == ".safetensors": return load_file(path)
+        if path.suffix == ".safetensors": return load_tensors(path, finite=False)[0]
         with torch.serialization.safe_globals(_PARAMS): content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         named = re.search(r"GLOBAL (\S+)", str(e))

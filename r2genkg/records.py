@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'ENTITY_TYPES', 'RELATION_TYPES', 'Study', 'Entity', 'Relation', 'SentenceAnnotation', 'clean_value',
-           'join_image', 'listed', 'split_name', 'hash_split', 'read_tree', 'read_split_ids', 'ReadReport', 'Studies',
-           'collect', 'save_studies', 'load_studies', 'check_section', 'check_images']
+           'visible', 'join_image', 'listed', 'split_name', 'hash_split', 'read_tree', 'read_split_ids', 'ReadReport',
+           'Studies', 'collect', 'save_studies', 'load_studies', 'check_section', 'check_images']
 
 # %% ../nbs/02_records.ipynb #code-2
 import hashlib, json, logging, math, os, re
@@ -109,6 +109,10 @@ def clean_value(
     return "" if text.lower() == "nan" else text
 
 # %% ../nbs/02_records.ipynb #join_image
+def visible(value: Any) -> Any:
+    "A text for a page without control characters, which a browser hides or obeys; other values stay. Markup is the template's business."
+    return _CONTROL.sub("\ufffd", value) if type(value) is str else value
+
 def join_image(
     root: str | Path,  # folder that image paths are relative to
     name: str,         # path as a table gives it

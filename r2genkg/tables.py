@@ -71,8 +71,11 @@ def run_stats(run: str | Path) -> dict[str, StudyStats]:
     "`report_stats` of a run's predictions; raises `R2GenKGError` if there are none."
     path = Path(run) / "predictions.jsonl"
     if not path.is_file(): raise R2GenKGError(f"{path}: no predictions; run `r2genkg evaluate` on the run")
-    rows = pd.read_json(path, lines=True, dtype={"id": str})
-    return report_stats(list(rows.reference), list(rows.hypothesis), label_rows(rows.reference_labels), label_rows(rows.hypothesis_labels))
+    try:
+        rows = pd.read_json(path, lines=True, dtype={"id": str})
+        return report_stats(list(rows.reference), list(rows.hypothesis), label_rows(rows.reference_labels), label_rows(rows.hypothesis_labels))
+    except (ValueError, TypeError, AttributeError, OSError, RecursionError) as e:
+        raise R2GenKGError(f"{path}: not a run's predictions ({str(e).splitlines()[0][:100]}); `r2genkg evaluate` writes them again") from None
 
 # %% ../nbs/55_tables.ipynb #shuffled_stats
 def shuffled_stats(run: str | Path, seed: int) -> dict[str, StudyStats]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -38,6 +38,7 @@ from .plan import check_memory
 from .qformer import load_qformer
 from .records import Study, check_images
 from .rgcn import confident_edges
+from .tensors import load_tensors
 
 # %% ../nbs/50_train.ipynb #trainable_state
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
@@ -46,7 +47,7 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 def load_trainable(model: nn.Module, path: str | Path) -> None:
     "Load what `trainable_state` gave; raises `R2GenKGError` if the names do not match the model."
-    state = load_file(path)
+    state, _ = load_tensors(path)
     wanted = set(trainable_state(model))
     if set(state) != wanted:
         odd = sorted(set(state) ^ wanted)

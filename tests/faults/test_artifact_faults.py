@@ -14,6 +14,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import files as resources
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def sound(toy) -> dict[str, Reader]:
     write_labels(f / "labels.json", labels, ["a", "b", "c"])
     for name in ("refs.json", "hypos.json"): (f / name).write_text(json.dumps(dict(zip("abc", [[t] for t in TEXTS]))))
     (f / "llm.yaml").write_text("model: m\nbase_url: http://localhost:8000/v1\nprices: {m: {input: 1, output: 2}}\n")
-    shutil.copyfile(Path(load_lexicon.__code__.co_filename).parent / "data" / "lexicon.yaml", f / "lexicon.yaml")
+    (f / "lexicon.yaml").write_bytes((resources("r2genkg") / "data" / "lexicon.yaml").read_bytes())
     (f / "table.csv").write_text("findings,key\nClear lungs.,a\n\"Edema, mild.\",b\n")
     (f / "names.csv").write_text("alias,cui,name,tui\neffusion,C0013687,Effusion,T046\n")
     (f / "MRCONSO.RRF").write_text("C0013687|ENG|P|L1|PF|S1|Y|A1||||SRC|PT|1|Effusion|0|N||\n")
