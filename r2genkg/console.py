@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .config import R2GenKGError
+from .records import visible
 
 # %% ../nbs/65_console.ipynb #asjson
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -28,7 +29,7 @@ def show(
     width = max((len(str(k)) for k in result), default=0)
     for k, v in result.items():
         if isinstance(v, float): v = f"{v:.4g}"
-        typer.echo(f"{k:{width}}  {json.dumps(v, default=str, ensure_ascii=False) if isinstance(v, (dict, list)) else v}")
+        typer.echo(visible(f"{k:{width}}  {json.dumps(v, default=str, ensure_ascii=False) if isinstance(v, (dict, list)) else v}"))
 
 # %% ../nbs/65_console.ipynb #read_column
 def read_column(

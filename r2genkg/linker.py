@@ -117,7 +117,8 @@ class TableLinker:
         "Rows whose `column` is one of the values, with all columns."
         import pyarrow as pa, pyarrow.dataset as ds
         wanted = pa.array(list(values), self.table.schema.field(column).type)
-        rows = self.table.to_table(filter=ds.field(column).isin(wanted)).to_pandas()
+        try: rows = self.table.to_table(filter=ds.field(column).isin(wanted)).to_pandas()
+        except (pa.ArrowException, ValueError, OSError) as e: raise R2GenKGError(f"{self.path}: not a readable table ({str(e).splitlines()[0][:100]})") from None
         return rows.reindex(columns=[*LINKER_COLUMNS, "definition"]).fillna("").sort_values(["cui", "alias"], kind="stable")
 
     def link(self, surfaces: Sequence[str], types: Sequence[str]) -> list[Concept | None]:

@@ -90,6 +90,7 @@ class UnusableAnswer(Exception):
 def _candidates(text: str) -> Iterator[str]:
     "The answer, and what may be the JSON in it."
     text = re.sub(r"<think>.*?</think>", " ", text, flags=re.S).strip()
+    text = re.sub(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}|[\ud800-\udfff]", "?", text)      # halves of a character, which no text may hold
     yield text
     starts, ends = [i for i in map(text.find, "{[") if i >= 0], [i for i in map(text.rfind, "}]") if i >= 0]
     if not starts or not ends: return
@@ -246,7 +247,7 @@ def listed_relations(node: Any) -> Iterator[tuple[Any, Any, Any]]:
 
 def _number(name: Any, annotation: SentenceAnnotation) -> int:
     "Index of the entity meant by a number from 1; -1 if there is none."
-    return int(name) - 1 if str(name).strip().isdigit() and 1 <= int(name) <= len(annotation.entities) else -1
+    return int(name) - 1 if re.fullmatch(r"\s*\d{1,6}\s*", str(name)) and 1 <= int(name) <= len(annotation.entities) else -1
 
 # %% ../nbs/17_llm_answers.ipynb #add_relations
 def add_relations(annotation: SentenceAnnotation, items: Sequence[tuple[Any, Any, Any]], counts: Counter) -> SentenceAnnotation:

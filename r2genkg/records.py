@@ -111,7 +111,7 @@ def clean_value(
 # %% ../nbs/02_records.ipynb #join_image
 def visible(value: Any) -> Any:
     "A text for a page without control characters, which a browser hides or obeys; other values stay. Markup is the template's business."
-    return _CONTROL.sub("\ufffd", value) if type(value) is str else value
+    return type(value)(_CONTROL.sub("\ufffd", value)) if isinstance(value, str) else value
 
 def join_image(
     root: str | Path,  # folder that image paths are relative to

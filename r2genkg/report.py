@@ -266,7 +266,7 @@ def as_text(e: Explained) -> str:
         tokens = [f"{e.tokens[m]['label']} of {e.tokens[m]['study']}" for m, _ in s.tokens]
         behind = {"states": stated, "graph nodes": s.named, "reads more": [n for n, _ in s.attended], "tokens": tokens}
         lines += ["", s.text, *[f"    {k}: {', '.join(v)}" for k, v in behind.items() if v]]
-    return "\n".join(lines) + "\n"
+    return visible("\n".join(lines) + "\n")
 
 #: Words for the values of a label, and for the groups of the prefix.
 STATED = {1.0: "present", 0.0: "absent", -1.0: "uncertain"}

@@ -4,20 +4,14 @@ classifiers, runs, labels, scores, answers, tables, checkpoints.
 Each case ends in one of two ways, never in another exception: `R2GenKGError`, one line that names the file or its folder; or the
 reader's usual result, where the damage leaves a well-formed file behind (a digit that became another digit).
 """
-import io
 import json
-import os
-import pickle
 import random
 import shutil
-import struct
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files as resources
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -26,12 +20,12 @@ from safetensors.torch import save_file
 from r2genkg.annotate import Replay, annotate, load_annotations, save_annotations
 from r2genkg.chexbert import read_checkpoint
 from r2genkg.classifier import SwinClassifier
-from r2genkg.config import LABELS, R2GenKGError, is_current, load_config, stamp, write_json
+from r2genkg.config import R2GenKGError, is_current, load_config, stamp, write_json
 from r2genkg.console import read_column
 from r2genkg.experiments import load_grid
 from r2genkg.figures import stage_paths
 from r2genkg.granularity import load_scales, save_scales
-from r2genkg.graph import M3KG, build_graph
+from r2genkg.graph import M3KG
 from r2genkg.graph_io import export_graph, import_m3kg
 from r2genkg.labels import label_reports, read_labels, write_labels
 from r2genkg.lexicon import load_lexicon
@@ -190,9 +184,9 @@ def test_sound_files_are_read(sound, tmp_path, name):
 def test_truncated(sound, tmp_path, name, part):
     for copy, file in copies(sound[name], tmp_path):
         content = file.read_bytes()
-        file.write_bytes(content[:len(content) * part // 12 - part % 3])
+        file.write_bytes(content[:max(len(content) * part // 12 - part % 3, 0)])
         told = attempt(sound[name], copy, file.name)
-        if file.suffix in (".parquet", ".safetensors", ".pth", ".json") and file.name != "labels.json": assert told == "refused", file.name
+        if file.suffix in (".parquet", ".safetensors", ".pth", ".json") and file.name not in ("labels.json", "made_from.json"): assert told == "refused", file.name
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -222,7 +216,7 @@ def test_something_else_altogether(sound, tmp_path, name, fill):
 def test_other_encodings(sound, tmp_path, name, encoding):
     for copy, file in copies(sound[name], tmp_path):
         if file.suffix in (".parquet", ".safetensors", ".pth"): continue
-        file.write_bytes(file.read_bytes().decode().encode(encoding))
+        file.write_bytes(file.read_bytes().decode().encode(encoding, "replace"))
         attempt(sound[name], copy, f"{file.name} {encoding}")
 
 
