@@ -9,7 +9,7 @@ __all__ = ['LABELS', 'MADE_FROM', 'R2GenKGError', 'Section', 'StudiesConfig', 'G
            'is_current', 'set_seed', 'best_device', 'progress']
 
 # %% ../nbs/00_config.ipynb #code-2
-import contextlib, difflib, hashlib, json, os, random, shutil, sys
+import contextlib, difflib, glob, hashlib, json, os, platform, random, shutil, sys
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -215,8 +215,7 @@ def read_yaml(source: Any, name: str | Path) -> Any:
     "Read YAML from a path or a resource of the package; faults name `name`."
     try: return yaml.safe_load(source.read_text(encoding="utf-8"))
     except yaml.YAMLError as e: raise R2GenKGError(f"{name}: not valid YAML: {str(e).splitlines()[0]}") from None
-    except OSError as e: raise R2GenKGError(f"{name}: cannot be read: {e.strerror}") from None
-    except (ValueError, RecursionError) as e: raise R2GenKGError(f"{name}: not usable as YAML ({str(e)[:80]})") from None
+    except (OSError, ValueError, RecursionError) as e: raise R2GenKGError(f"{name}: cannot be read as YAML: {getattr(e, 'strerror', None) or str(e)[:80]}") from None
 
 def _preset_tree(name: str) -> Any:
     "What the YAML of a preset, or of the file `name`, says."
@@ -236,12 +235,9 @@ def _put(tree: dict, assignment: str) -> None:
 # %% ../nbs/00_config.ipynb #_known_keys
 def _known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     "All dotted keys of a configuration."
-    keys = []
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel): keys += _known_keys(inner, f"{prefix}{name}.")
-        else: keys.append(prefix + name)
-    return keys
+    inner = {name: f.annotation for name, f in model.model_fields.items()}
+    return [key for name, kind in inner.items() for key in
+            (_known_keys(kind, f"{prefix}{name}.") if isinstance(kind, type) and issubclass(kind, BaseModel) else [prefix + name])]
 
 def _explain(error: ValidationError, source: str) -> str:
     "One line for the first fault that pydantic reports."
@@ -278,13 +274,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     "Give a temporary name for a file or folder; rename it to `path` on success, remove it on failure."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    _remove(tmp)
+    start = f".{path.name}.partial-{platform.node()}-"
+    tmp = path.with_name(f"{start}{os.getpid()}")
+    for old in path.parent.glob(f"{glob.escape(start)}*"):
+        if old == tmp or not _alive(old.name.removeprefix(start)): _remove(old)     # left by a killed process
     try:
         yield tmp
         if path.is_dir() and tmp.exists(): _remove(path)
         os.replace(tmp, path)
     finally: _remove(tmp)
+
+def _alive(pid: str) -> bool:
+    "Whether a process of this machine has that number; True where it cannot be told."
+    try: return os.name != "posix" or os.kill(int(pid), 0) is None
+    except (ValueError, ProcessLookupError): return False
+    except OSError: return True
 
 def _remove(path: Path) -> None:
     "Delete a file or a folder if it is there."
