@@ -78,7 +78,7 @@ def test_installed_package_works_elsewhere(built, tmp_path, kind):
     assert {"demo", "iu-xray", "chexpert-plus", "mimic-cxr"} <= set(presets) and {"demo", "paper"} <= set(grids) and accelerate
     program = place / "bin" / "r2genkg"
     assert python(program, "presets", cwd=elsewhere, path=place).split() == presets
-    assert "Usage" in python(program, "--help", cwd=elsewhere, path=place) and "Traceback" not in python("-m", "pip", "show", "--path", place, "r2genkg", cwd=elsewhere)
+    assert "Usage" in python(program, "--help", cwd=elsewhere, path=place)
 
 
 def requirements(key: str) -> list[Requirement]: return [Requirement(text) for text in CONFIG[key].split()]
@@ -94,7 +94,7 @@ def test_every_version_is_bounded():
 
 def _calendar(name: str) -> bool:
     """Libraries whose major number says nothing of their interface, or that keep old ones working for years: a lower bound is enough."""
-    return name in ("pillow", "pyarrow", "PyYAML", "nbclient")
+    return name in ("pillow", "pyarrow", "PyYAML", "nbclient", "setuptools")
 
 
 def _normal(name: str) -> str: return re.sub(r"[-_.]+", "-", name).lower()
@@ -116,8 +116,8 @@ def test_lock_holds_every_direct_requirement_within_its_bounds():
             assert r.specifier.contains(version, prereleases=True), f"{r}: the lock has {version}"
 
 
-#: A packaged model is pinned by its own bound.
-UNLOCKED = set()
+#: What `pip freeze` leaves out: the tools that install.
+UNLOCKED = {"setuptools"}
 
 
 def test_lock_acts_from_python_311_on():
