@@ -81,7 +81,7 @@ class ReportDataset(Dataset):
 
     def __getitem__(self, i: int) -> dict:
         item = {"input_ids": self.targets[i]} | ({} if self.labels is None else {"study_labels": self.labels[i]})
-        return item | ({"visual": self.visual[i]} if self.visual is not None else {"images": self.images(i)})
+        return item | ({"visual": self.visual[i]} if self.visual is not None else {"images": self.images(i)} if self.images is not None else {})
 
 # %% ../nbs/49_batches.ipynb #collator
 @dataclass
@@ -127,7 +127,7 @@ class LengthGroupedSampler(Sampler):
     def __iter__(self):
         rng = np.random.default_rng([self.seed, self.epoch])
         order, span = rng.permutation(len(self.lengths)), self.batch_size * self.window
-        whole, rest = [], []
+        whole, rest = list[list[int]](), list[list[int]]()
         for start in range(0, len(order), span):
             part = sorted(order[start:start + span], key=lambda i: self.lengths[i])
             cuts = [part[i:i + self.batch_size] for i in range(0, len(part), self.batch_size)]

@@ -132,7 +132,7 @@ def score(
     if (ref_labels is None) != (hypo_labels is None): raise R2GenKGError("give both --ref-labels and --hypo-labels, or neither")
     found = evaluate_files(refs, hypos, labels=(ref_labels, hypo_labels) if ref_labels else labeler, cleaning=cleaning, mode=mode, m3kg=M3KG.load(graph) if graph else None)
     rows = bootstrap(found.stats) if intervals else None
-    show(found.flat() | ({f"{key} [95 %]": [row.low, row.high] for key, row in rows.iterrows()} if intervals else {}), as_json)
+    show(found.flat() | ({f"{key} [95 %]": [row.low, row.high] for key, row in rows.iterrows()} if rows is not None else {}), as_json)
 
 # %% ../nbs/68_cli.ipynb #report
 @app.command()

@@ -10,7 +10,7 @@ __all__ = ['LABELS', 'MADE_FROM', 'R2GenKGError', 'Section', 'StudiesConfig', 'G
 
 # %% ../nbs/00_config.ipynb #code-2
 import contextlib, difflib, glob, hashlib, json, os, platform, random, shutil, sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -286,9 +286,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def _alive(pid: str) -> bool:
     "Whether a process of this machine has that number; True where it cannot be told."
-    try: return os.name != "posix" or os.kill(int(pid), 0) is None
+    if os.name != "posix": return True
+    try: os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError): return False
     except OSError: return True
+    return True
 
 def _remove(path: Path) -> None:
     "Delete a file or a folder if it is there."
@@ -349,7 +351,7 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 # %% ../nbs/00_config.ipynb #progress
-def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
+def progress(items: Iterable, label: str, total: int | None = None) -> Generator:
     "Yield `items` under a progress bar named `label` if standard error is a terminal."
     if not sys.stderr.isatty():
         yield from items

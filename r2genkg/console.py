@@ -52,9 +52,10 @@ _WORDS = (("No space left", errno.ENOSPC), ("os error 28", errno.ENOSPC), ("Read
 
 def storage_fault(error: BaseException) -> str:
     "One line for a fault of files behind an exception, with the file where it is known; empty if it is something else."
-    seen, e = [], error
+    seen: list[BaseException] = []
+    e: BaseException | None = error
     while e is not None and e not in seen: seen.append(e); e = e.__cause__ or e.__context__
-    for e in seen:
-        if isinstance(e, OSError) and e.errno: return f"{e.filename or 'input/output'}: {os.strerror(e.errno)}"
-        if code := next((code for word, code in _WORDS if word in str(e)), 0): return f"input/output: {os.strerror(code)} ({type(e).__name__})"
+    for one in seen:
+        if isinstance(one, OSError) and one.errno: return f"{one.filename or 'input/output'}: {os.strerror(one.errno)}"
+        if code := next((code for word, code in _WORDS if word in str(one)), 0): return f"input/output: {os.strerror(code)} ({type(one).__name__})"
     return f"{error.filename or 'input/output'}: {error.strerror or error}" if isinstance(error, OSError) else ""

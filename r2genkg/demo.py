@@ -111,16 +111,10 @@ def result_table(run: Run) -> pd.DataFrame:
     rows += [Outcome(name, o.seed, None, full["baselines"][name]) for o in run.outcomes[:1] for name in full["baselines"]]
     return score_table(rows, COLUMNS).drop(columns="runs")
 
-def _score_figure(run: Run, folder: Path) -> Path:
-    key = "ce_f1/micro-14/u0"
-    bars = {k: tuple(m["intervals"][key]) for k, m in run.scores.items()}
-    caption = "CE F1 (micro, 14 labels, uncertain as negative) on the test studies, with bootstrap 95 % intervals."
-    return save_figure(plot_scores({"CE F1 micro-14": bars}), "fig7_scores", folder, caption)
-
 # %% ../nbs/64_demo.ipynb #study_rows
 def study_rows(run: Run, count: int = 6) -> list[dict]:
     "Image, reference, both generated reports and the evidence of some test studies, evenly spaced over the split."
-    model, table = load_run(next(o.run for o in run.outcomes if o.variant == "full"))
+    model, table = load_run(next(o.run for o in run.outcomes if o.variant == "full" and o.run))
     test = [s for s in run.studies if s.split == "test" and s.id in run.predictions["full"].index]
     rows = []
     for study in [test[i] for i in np.linspace(0, len(test) - 1, min(count, len(test))).astype(int)]:

@@ -109,7 +109,8 @@ def grid_jobs(
     data: Sequence[Variant] = (Variant(""),),
 ) -> list[Job]:
     "The runs of a grid in the order in which they are made: all variants with the first seed, then with the next."
-    root, seeds, jobs, folders = Path(root), list(seeds) or [config.train.seed], [], {}
+    root, seeds, jobs = Path(root), list(seeds) or [config.train.seed], list[Job]()
+    folders: dict[str, Path] = {}
     base = override(config, [f"train.seed={seeds[0]}"])
     for seed in seeds:
         for part in data:

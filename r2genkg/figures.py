@@ -153,8 +153,8 @@ def run_figures(
     folder: str | Path,
 ) -> list[Path]:
     "Write curves, distributions of scores per study, and the calibration of the first run's classifier; gives the PNGs."
-    runs = {name: run_folder(run) for name, run in runs.items()}
-    logs = {name: read_json(run / "history.json") for name, run in runs.items()}
+    opened = {name: run_folder(run) for name, run in runs.items()}
+    logs = {name: read_json(run / "history.json") for name, run in opened.items()}
     last = {name: [e["loss"] for e in log if "loss" in e][-1:] for name, log in logs.items()}
     made = [save_figure(plot_curves(logs), "fig4_curves", folder, "Training loss (and validation score, where validated). Last loss: "
                         + ", ".join(f"{name} {loss[0]:.3f}" for name, loss in last.items() if loss) + ".")]

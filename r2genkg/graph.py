@@ -27,7 +27,10 @@ from .records import RELATION_TYPES, SentenceAnnotation
 # %% ../nbs/27_graph.ipynb #node_keys
 def node_keys(table: pd.DataFrame, merging: Merging) -> tuple[dict[int, str], dict[int, Concept], list[tuple[str, str, str]]]:
     "Key of each component, its concept, and identifiers that several components claim (cui, kept by, other key)."
-    first, concept, taken, clashes = {}, {}, {}, []
+    first: dict[int, str] = {}
+    concept: dict[int, Concept] = {}
+    taken: dict[str, int] = {}
+    clashes: list[tuple[str, str, str]] = []
     for surface in table.index:               # most frequent first
         c = merging.component[surface]
         first.setdefault(c, surface)
@@ -73,8 +76,8 @@ def segment(words: Sequence[str], known: Mapping[str, Any] | set) -> list[str] |
     n = len(words)
     best: list[list[str] | None] = [None] * n + [[]]
     for i in reversed(range(n)):
-        found = [[part, *best[j]] for j in range(i + 1, n + 1) if best[j] is not None and j - i < n and (part := " ".join(words[i:j])) in known]
-        if 0 < i and words[i] in _GLUE and best[i + 1] is not None: found.append(best[i + 1])
+        found = [[part, *rest] for j in range(i + 1, n + 1) if (rest := best[j]) is not None and j - i < n and (part := " ".join(words[i:j])) in known]
+        if 0 < i and words[i] in _GLUE and (rest := best[i + 1]) is not None: found.append(rest)
         best[i] = min(found, key=len, default=None)
     return best[0]
 
@@ -258,7 +261,7 @@ def graph_stats(graph: M3KG) -> dict:
 # %% ../nbs/27_graph.ipynb #_cui
 def _cui(value: str | None) -> str:
     "A concept identifier of UMLS; ReXKG repeats the name where it has none."
-    return value if re.fullmatch(r"C\d{7}", value or "") else ""
+    return value if value and re.fullmatch(r"C\d{7}", value) else ""
 
 def import_rexkg(nodes_json: str | Path, relations_csv: str | Path) -> M3KG:
     "A graph from `kg_nodes.json` and `kg_relations.csv`; counts stay as published (ReXKG doubled those of linked nodes)."

@@ -71,8 +71,10 @@ class _Strict(BaseModel): model_config = ConfigDict(extra="forbid")
 
 def _answer_model(call: str, **item: Any) -> type[BaseModel]:
     "{sentences: [{number, CALL: [item]}]} as a pydantic model."
-    entry = create_model(f"{call}_item", __base__=_Strict, **{k: (v, ...) for k, v in item.items()})
-    sentence = create_model(f"{call}_sentence", __base__=_Strict, number=(int, ...), **{call: (list[entry], ...)})
+    fields: dict[str, Any] = {k: (v, ...) for k, v in item.items()}
+    entry = create_model(f"{call}_item", __base__=_Strict, **fields)
+    listed: dict[str, Any] = {call: (list[entry], ...)}
+    sentence = create_model(f"{call}_sentence", __base__=_Strict, number=(int, ...), **listed)
     return create_model(f"{call}_answer", __base__=_Strict, sentences=(list[sentence], ...))
 
 #: The shape of an answer to each of the two calls.
@@ -211,7 +213,8 @@ def read_entities(
 
 def _placed(sentence: str, terms: Sequence[tuple[str, str]], counts: Counter) -> SentenceAnnotation:
     "The entities of one sentence; negation words in front of a term are cut, hedged findings become uncertain ones."
-    kinds, hedged = {}, set()
+    kinds: dict[str, str] = {}
+    hedged: set[str] = set()
     for written, kind in terms:
         term = _DENIAL.sub("", written.strip())
         if term != written.strip(): counts["negations cut from terms"] += 1

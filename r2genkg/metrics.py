@@ -157,14 +157,15 @@ def evaluate_reports(
     settings = {"cleaning": cleaning, "mode": mode} | ({"family": cut.get("family", "r2gen")} if mode == "family" else {})
     scores, stats = nlg_stats(refs, hypos, cleaning, mode, meteor, **cut)
     scores |= collapse_scores(refs, hypos)
-    found = {}
+    found: dict[str, StudyStats] = {}
     if labels is not None:
         settings["labels"] = _name(labels)
         if warning := ce_warning(source): settings["ce_warning"] = warning
         found |= ce_stats(*(labels if isinstance(labels, tuple) else _label(refs, hypos, labels)))
     if annotations is not None:
         settings["annotations"] = _name(annotations)
-        found |= graph_stats(*(annotations if isinstance(annotations, tuple) else _annotate(refs, hypos, annotations)), m3kg)
+        known, written = annotations if isinstance(annotations, tuple) else _annotate(refs, hypos, annotations)
+        found |= graph_stats(known, written, m3kg)
     scores |= {key: stat.total() for key, stat in found.items()}
     stats |= found
     return Evaluation(scores, stats, settings)

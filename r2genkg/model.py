@@ -34,7 +34,9 @@ from .tensors import load_tensors, meta_json
 # %% ../nbs/43_model.ipynb #visionbackbone
 class VisionBackbone(nn.Module):
     "A vision model of transformers as visual tokens (paper: Swin-B/224, 49 tokens of width 1024)."
-    def __init__(self, backbone: nn.Module):
+    backbone: Any
+
+    def __init__(self, backbone: Any):
         super().__init__()
         self.backbone = backbone
         if getattr(backbone, "pooler", None) is not None: backbone.pooler = None   # only the tokens are read
@@ -85,12 +87,14 @@ def encode_targets(
 class R2GenKG(nn.Module):
     "Image to report (paper Figure 1)."
     accepts_loss_kwargs = True  # the Trainer passes the number of target tokens of an accumulated batch
+    vision: Any; llm: Any; prompt_before: Tensor; prompt_after: Tensor                              # what a user's own modules can do is not known here
+    encode: Any; prompt: Any; generate: Any; save: Any; load: Any; from_official_checkpoint: Any    # set in the cells below
 
     def __init__(
         self,
-        vision: nn.Module | None,   # has .features(pixels); None if visual tokens are always given
+        vision: Any,                # has .features(pixels); None if visual tokens are always given
         prefix: KnowledgePrefix,
-        llm: nn.Module,             # causal language model of transformers, with or without adapter
+        llm: Any,                   # causal language model of transformers, with or without adapter
         tokenizer: Any,
         config: Config,
     ):
@@ -173,7 +177,7 @@ def prompt_embeds(
 R2GenKG.encode, R2GenKG.prompt = encode_images, prompt_embeds
 
 # %% ../nbs/43_model.ipynb #keep_logits
-def keep_logits(llm: nn.Module, count: int) -> dict[str, int]:
+def keep_logits(llm: Any, count: int) -> dict[str, int]:
     "The argument that restricts the output layer to the last `count` positions, if the model knows it."
     base = llm.get_base_model() if hasattr(llm, "peft_config") else llm
     return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
@@ -338,7 +342,7 @@ _SWIN_NAMES = (("attention.self.query.", "attention.q_proj."), ("attention.self.
                ("attention.output.dense.", "attention.o_proj."), ("attention.self.relative_position", "attention.relative_position_bias.relative_position"),
                ("intermediate.dense.", "mlp.fc1."), ("output.dense.", "mlp.fc2."))
 
-def load_swin(vision: nn.Module, state: dict[str, Tensor]) -> None:
+def load_swin(vision: Any, state: dict[str, Tensor]) -> None:
     "Fill a `VisionBackbone` from a Swin state of old or new transformers; raises `R2GenKGError` naming a missing tensor."
     own = vision.backbone.state_dict()
     renamed = dict(state)

@@ -149,7 +149,7 @@ def show_phantoms(
     rows = -(-len(phantoms) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.6 * rows), squeeze=False)
     for ax in axes.flat: ax.axis("off")
-    colours = dict(zip(LABELS, plt.get_cmap("tab10").colors * 2, strict=False))
+    colours = dict(zip(LABELS, plt.get_cmap("tab10")(range(10)).tolist() * 2, strict=False))
     for ax, p in zip(axes.flat, phantoms, strict=False):
         ax.imshow(p.image, cmap="gray", vmin=0, vmax=255)
         for k, m in p.masks.items(): ax.contour(m, [0.5], colors=[colours[k]], linewidths=0.7)
@@ -166,7 +166,7 @@ def findings_for_labels(
 ) -> tuple[Finding, ...]:
     "One finding per positive label."
     if odd := set(labels) - set(LABELS): raise R2GenKGError(f"label {min(odd)!r} is none of the 14 CheXpert labels")
-    found = []
+    found: list[Finding] = []
     for label in (*_PLACING, "Support Devices"):
         if labels.get(label) == 1: found.append(replace(random_finding(label, rng, _taken(label, found), style), **attributes.get(label, {})))
     return tuple(found)

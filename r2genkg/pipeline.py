@@ -28,7 +28,7 @@ from .labels import label_reports
 from .llm_annotate import annotate_with_llm, estimate_run
 from .llm_client import LLMSettings
 from .phantom import draw_for_labels, write_phantoms
-from .records import check_images
+from .records import check_images, check_section
 from .studies import Study, load_studies, read_openi_package, read_studies, save_studies
 from .train import train
 from .vision_tokens import VisionTokens, extract_tokens
@@ -95,7 +95,10 @@ def make_studies(config: Config, paths: dict[str, Path], out: Path, work: Path) 
     c = config.studies
     if c.source == "phantom": studies = write_phantoms(out, c.n_train, c.n_val, c.n_test, seed=c.seed, size=c.image_size, style=c.style)
     elif c.source == "openi-phantom": studies = draw_openi(out, c.n_train, c.n_val, c.n_test, c.seed, c.image_size)
-    else: studies = _keep_first(read_studies(c.path, c.format, c.image_root or None, c.splits, c.labels or None), c)
+    else:
+        read = read_studies(c.path, c.format, c.image_root or None, c.splits, c.labels or None)
+        check_section(read, c.section, c.path)
+        studies = _keep_first(read, c)
     if not any(s.split == "train" for s in studies): raise R2GenKGError(f"{c.path or c.source}: no study in the training split")
     check_images(studies)                # now, not after an hour of training
     save_studies(studies, out / "studies.parquet")

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ def load_qformer(
 
 # %% ../nbs/36_qformer.ipynb #read_tensors
 #: Hyper-parameters that the reference pickles beside its tensors; they are read as plain dictionaries.
-_PARAMS = [(OrderedDict, name) for name in ("argparse.Namespace", "lightning.fabric.utilities.data.AttributeDict",
+_PARAMS: list[Any] = [(OrderedDict, name) for name in ("argparse.Namespace", "lightning.fabric.utilities.data.AttributeDict",
            "lightning_fabric.utilities.data.AttributeDict", "pytorch_lightning.utilities.parsing.AttributeDict")]
 
 def read_tensors(
@@ -122,7 +123,7 @@ class DiseaseQueries(nn.Module):
 # %% ../nbs/36_qformer.ipynb #weights_visible
 @contextmanager
 def weights_visible(
-    model: nn.Module,  # a transformers model
+    model: Any,        # a transformers model
     wanted: bool,      # False: change nothing
 ):
     "Let a transformers model return attention weights inside the block."
