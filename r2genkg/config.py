@@ -171,6 +171,7 @@ class TrainConfig(Section):
     target_length: int = Field(100, ge=4)  # tokens of the reference report
     patience: int = Field(0, ge=0)       # evaluations without a gain before stopping; 0 = never
     save_steps: int = Field(0, ge=0)     # optimiser steps between checkpoints; 0: at validations, or once an epoch
+    allow_held_out: bool = False         # a graph or token bank made from validation or test studies is no fault
     tensorboard: bool = False            # also write the log for TensorBoard
     seed: int = 42
 

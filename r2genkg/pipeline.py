@@ -8,7 +8,7 @@ __all__ = ['STAGES', 'Stage', 'StageResult', 'draw_openi', 'make_studies', 'grap
            'build_from_file', 'read_texts', 'annotate_file', 'ask_file', 'evaluate_run']
 
 # %% ../nbs/52_pipeline.ipynb #code-2
-import contextlib, os, time
+import contextlib, logging, os, time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -241,7 +241,8 @@ def build_from_file(
     texts = [(s.id, s.report(section)) for s in chosen if s.report(section).strip()]
     if not texts: raise R2GenKGError(f"{studies}: no report with {section} in split {split!r}; nothing to build a graph from")
     graph = build_graph(progress(iter_annotations(texts, annotator), "annotating", len(texts)), options)
-    graph.meta["held-out reports"] = sum(s.split != "train" for s in chosen)   # on record: no graph for a model that is tested on them
+    graph.meta["held-out reports"] = held = sum(s.split != "train" for s in chosen)   # on record: training refuses such a graph
+    if held: logging.getLogger("r2genkg").warning("%d of %d reports are of validation or test studies: not for a model that is tested on them (--split train)", held, len(chosen))
     graph.save(out)
     return graph.stats()
 

@@ -25,7 +25,7 @@ from transformers.integrations import TensorBoardCallback
 
 from .annotate import annotate
 from .attention import attention_spread
-from .batches import Collator, LengthGroupedSampler, TrainingData, make_dataset, training_texts
+from .batches import Collator, LengthGroupedSampler, TrainingData, check_held_out, make_dataset, training_texts
 from .classifier import SwinClassifier
 from .config import Config, DecodeConfig, R2GenKGError, best_device, progress, set_seed, write_json
 from .fusion import KnowledgePrefix
@@ -291,6 +291,7 @@ def train(
     if best_device() == "cuda": torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))   # the card that the launcher gave this process
     set_seed(config.train.seed)
     check_images(data.studies)
+    check_held_out(data, config.train.allow_held_out)
     check_memory(config)
     model = build_model(config, data).to(best_device())
     trainer = make_trainer(config, data, model, work)
