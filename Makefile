@@ -11,14 +11,17 @@ READY  := $(VENV)/.r2genkg-ready
 demo: $(READY)  ## the whole pipeline on embedded data, into $(OUT)
 	$(BIN)/r2genkg demo --out $(OUT)
 
-test: $(READY)  ## lint, notebooks in step with the modules, every notebook, tests/
+test: $(READY)  ## lint, types, notebooks in step with the modules, every notebook, tests/
 	$(BIN)/ruff check r2genkg tests benchmarks scripts
 	$(BIN)/python scripts/check_sync.py
+	$(BIN)/python scripts/badges.py --check
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
-lint: $(READY)  ## ruff only
+lint: $(READY)  ## linter and type checker
 	$(BIN)/ruff check r2genkg tests benchmarks scripts
+	$(BIN)/mypy
 
 export: $(READY)  ## notebooks -> modules, outputs cleaned
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean
@@ -45,7 +48,7 @@ $(READY): settings.ini setup.py requirements.lock
 	touch $@
 
 clean:  ## remove build products, not the environment
-	rm -rf build dist *.egg-info demo_out .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info demo_out .pytest_cache .ruff_cache .mypy_cache
 
 help:
 	@grep -hE '^[a-z]+:.*##' Makefile | sed 's/:.*##/  /'

@@ -49,6 +49,8 @@ def label_members(
 # %% ../nbs/38_alignment.ipynb #nodealignment
 class NodeAlignment(nn.Module):
     "Contrastive loss between the answers of a study and the nodes of its labels (an option, not in the paper)."
+    members: Tensor                # (Q, N), rows sum to 1 or 0
+
     def __init__(
         self,
         names: Sequence[str],      # N node names of the scale that goes on

@@ -73,7 +73,8 @@ def iter_annotations(
     batch: int = 64,                       # reports handed to the annotator at once
 ) -> Iterator[tuple[str, list[SentenceAnnotation]]]:
     "Annotate a stream of reports, in order, in bounded memory (paper, Figure 2, step 1)."
-    engine, known, reports = get_annotator(annotator), OrderedDict(), iter(reports)
+    engine, reports = get_annotator(annotator), iter(reports)
+    known: OrderedDict[str, SentenceAnnotation] = OrderedDict()
     while chunk := list(islice(reports, batch)):
         yield from _annotate_batch(chunk, engine, known)
         while len(known) > cache: known.popitem(last=False)
@@ -129,8 +130,8 @@ def _read_lines(path: str | Path, partial: bool) -> Iterator[tuple[str, list[Sen
             try:
                 row = json.loads(line)
                 yield row["id"], [_sentence(s) for s in row["sentences"]]
-            except (json.JSONDecodeError, KeyError, TypeError, R2GenKGError) as e:
-                reason = f"no key {e}" if isinstance(e, KeyError) else str(e)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, R2GenKGError) as e:
+                reason = f"no key {e}" if isinstance(e, KeyError) else str(e)[:200]
                 raise R2GenKGError(f"{path}:{n}: not a line of annotations ({reason})") from None
 
 # %% ../nbs/16_annotate.ipynb #_key
@@ -141,7 +142,8 @@ def _key(text: str) -> str:
 class Replay:
     "An annotator that gives saved answers (`replay:FILE`)."
     def __init__(self, path: str | Path):
-        self.counts, self.missing = Counter(), 0
+        self.counts: Counter = Counter()
+        self.missing = 0
         self.reports: dict[str, list[SentenceAnnotation]] = {}
         self.by_text: dict[str, list[SentenceAnnotation]] = {}
         self.by_sentence: dict[str, SentenceAnnotation] = {}

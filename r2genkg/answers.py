@@ -57,13 +57,15 @@ def place_terms(
 ) -> tuple[tuple[str, ...], list[Entity]]:
     "Tokens and entities: every occurrence of every term, longer terms first, no overlap."
     tokens = tokenize(sentence)
-    low, taken, found = [t.lower() for t in tokens], set(), []
+    low, found = [t.lower() for t in tokens], []
+    taken: set[int] = set()
     pairs = [(tuple(t.lower() for t in tokenize(term)), kind) for term, kind in flatten_terms(answer, counts)]
     for term, kind in sorted(pairs, key=lambda p: -len(p[0])):
         starts = occurrences(term, low) if term else []
         if not starts: counts["terms not in the sentence"] += 1
         fixed = _checked_type(kind, term, sentence, counts) if starts else None
-        for i in starts if fixed else ():
+        for i in starts:
+            if fixed is None: break
             span = set(range(i, i + len(term)))
             if span & taken: continue
             taken |= span
@@ -99,12 +101,12 @@ def place_relations(
     "Relations between entities; of several occurrences the closest pair is meant."
     named: dict[str, list[int]] = {}
     for n, e in enumerate(entities): named.setdefault(" ".join(tokens[e.start:e.end + 1]).lower(), []).append(n)
-    found = {}
+    found: dict[tuple[int, ...], str] = {}
     for row in rows:
         ends = relation_ends(row) if isinstance(row, Mapping) else None
         heads, tails = ([named.get(" ".join(tokenize(x)).lower(), []) for x in ends[:2]] if ends else ([], []))
         pairs = [(abs(entities[a].start - entities[b].start), a, b) for a in heads for b in tails if a != b]
-        if not pairs or ends[2] not in RELATION_TYPES: counts["relations that fit no entities or type"] += 1
+        if ends is None or not pairs or ends[2] not in RELATION_TYPES: counts["relations that fit no entities or type"] += 1
         else: found.setdefault(min(pairs)[1:], ends[2])
     return [Relation(a, b, kind) for (a, b), kind in sorted(found.items())]
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 # %% ../nbs/37_attention.ipynb #gainnorm
 class GainNorm(nn.Module):
     "Layer norm with learnt gain `gamma` and constant shift `beta`, computed in float32 (reference: visual_rgcn/cross.py)."
+    beta: Tensor
+
     def __init__(self, dim: int):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(dim))
@@ -68,7 +70,8 @@ class CrossAttentionBlock(nn.Module):
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         "Projected keys and values of x (., Nk, d)."
         d = x.shape[-1]
-        return F.linear(self.ln_1(x), self.attn.in_proj_weight[d:], self.attn.in_proj_bias[d:]).chunk(2, -1)
+        keys, values = F.linear(self.ln_1(x), self.attn.in_proj_weight[d:], self.attn.in_proj_bias[d:]).chunk(2, -1)
+        return keys, values
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         "Attention of projected sides, before the output projection."

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .config import R2GenKGError
 from .model import R2GenKG
@@ -35,13 +35,13 @@ def sentence_ranges(
     return found["input_ids"], ranges
 
 # %% ../nbs/58_attribution.ipynb #base_model
-def base_model(llm: nn.Module) -> nn.Module:
+def base_model(llm: Any) -> Any:
     "The transformers model under an adapter."
     return llm.get_base_model() if hasattr(llm, "peft_config") else llm
 
 @torch.inference_mode()
 def text_attention(
-    llm: nn.Module,
+    llm: Any,                            # a causal model of transformers
     embeds: Tensor,                      # (1, L, D) prompt with prefix
     ids: list[int],                      # T tokens of the report
 ) -> Tensor:                             # (T, L + T) float32; row t: attention where token t is predicted

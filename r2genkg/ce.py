@@ -12,6 +12,7 @@ __all__ = ['FIVE', 'LABEL_SETS', 'AVERAGES', 'VALUES', 'CE_PRESETS', 'CLASSES', 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ def _variant_stats(counts: np.ndarray, averages: Sequence[str], zero: float) -> 
     tp, fp, fn = counts.sum(axis=2).T
     own = np.stack([ratio(tp, tp + fp, zero), ratio(tp, tp + fn, zero), ratio(2 * tp, 2 * tp + fp + fn, zero), np.ones(len(tp))], axis=1)
     for average, (i, value) in product(averages, enumerate(VALUES)):
-        if average == "example": stats[average, value] = StudyStats(own, lambda sums, i=i: sums[..., i] / sums[..., -1])
+        if average == "example": stats[average, value] = StudyStats(own, partial(lambda i, sums: sums[..., i] / sums[..., -1], i))
         else:
             def score(sums, average=average, value=value):
                 return average_counts(sums.reshape(*sums.shape[:-1], 3, -1), average, zero)[value]

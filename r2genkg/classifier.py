@@ -72,8 +72,9 @@ SHARPNESS = 2.0
 
 class SwinClassifier(nn.Module):
     "Swin with one logit for each of the 14 CheXpert labels (reference: SwinCheX); `features` is what the model reads."
+    backbone: Any                        # a Swin of transformers
 
-    def __init__(self, backbone: nn.Module, image_size: int = 224, sharpness: float = SHARPNESS):
+    def __init__(self, backbone: Any, image_size: int = 224, sharpness: float = SHARPNESS):
         super().__init__()
         self.backbone, self.image_size, self.sharpness = backbone, image_size, sharpness
         self.head = nn.Linear(backbone.num_features, len(LABELS))
@@ -252,6 +253,8 @@ def macro_auroc(targets: np.ndarray, scores: np.ndarray) -> float:
 # %% ../nbs/31_classifier.ipynb #labeltask
 class LabelTask(nn.Module):
     "Classifier and loss as `Trainer` wants them: batch in, dict out."
+    weights: Tensor
+
     def __init__(self, classifier: SwinClassifier, weights: Tensor):
         super().__init__()
         self.classifier = classifier

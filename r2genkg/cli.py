@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from .config import R2GenKGError, load_config, preset_names
-from .console import AsJson, Set, show
+from .console import AsJson, Set, show, storage_fault
 from .data_commands import annotate, data, extract, label
 from .kg_commands import kg
 
@@ -37,8 +37,9 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         typer.echo("r2genkg: interrupted; the same command goes on where it stopped", err=True)
         sys.exit(130)
-    except OSError as e:
-        typer.echo(f"r2genkg: {e.filename or 'input/output'}: {e.strerror or e}", err=True)
+    except Exception as e:
+        if not (why := storage_fault(e)): raise
+        typer.echo(f"r2genkg: {why}", err=True)
         sys.exit(1)
 
 # %% ../nbs/68_cli.ipynb #demo

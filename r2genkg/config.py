@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['LABELS', 'MADE_FROM', 'R2GenKGError', 'Section', 'StudiesConfig', 'GraphConfig', 'ScalesConfig', 'ClassifierConfig',
            'TokensConfig', 'ModelConfig', 'LLMConfig', 'TrainConfig', 'DecodeConfig', 'Config', 'preset_names',
-           'load_config', 'override', 'atomic_path', 'read_json', 'write_json', 'fingerprint', 'stamp', 'is_current',
-           'set_seed', 'best_device', 'progress']
+           'read_yaml', 'load_config', 'override', 'atomic_path', 'read_json', 'write_json', 'fingerprint', 'stamp',
+           'is_current', 'set_seed', 'best_device', 'progress']
 
 # %% ../nbs/00_config.ipynb #code-2
-import contextlib, difflib, hashlib, json, os, random, shutil, sys
-from collections.abc import Iterable, Iterator
+import contextlib, difflib, glob, hashlib, json, os, platform, random, shutil, sys
+from collections.abc import Generator, Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -171,6 +171,7 @@ class TrainConfig(Section):
     target_length: int = Field(100, ge=4)  # tokens of the reference report
     patience: int = Field(0, ge=0)       # evaluations without a gain before stopping; 0 = never
     save_steps: int = Field(0, ge=0)     # optimiser steps between checkpoints; 0: at validations, or once an epoch
+    allow_held_out: bool = False         # a graph or token bank made from validation or test studies is no fault
     tensorboard: bool = False            # also write the log for TensorBoard
     seed: int = 42
 
@@ -211,11 +212,17 @@ def preset_names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in (files("r2genkg") / "presets").iterdir() if p.name.endswith(".yaml"))
 
 # %% ../nbs/00_config.ipynb #_preset_text
-def _preset_text(name: str) -> str:
-    "The YAML text of a preset, or of the file `name`."
-    if name in preset_names(): return (files("r2genkg") / "presets" / f"{name}.yaml").read_text()
+def read_yaml(source: Any, name: str | Path) -> Any:
+    "Read YAML from a path or a resource of the package; faults name `name`."
+    try: return yaml.safe_load(source.read_text(encoding="utf-8"))
+    except yaml.YAMLError as e: raise R2GenKGError(f"{name}: not valid YAML: {str(e).splitlines()[0]}") from None
+    except (OSError, ValueError, RecursionError) as e: raise R2GenKGError(f"{name}: cannot be read as YAML: {getattr(e, 'strerror', None) or str(e)[:80]}") from None
+
+def _preset_tree(name: str) -> Any:
+    "What the YAML of a preset, or of the file `name`, says."
+    if name in preset_names(): return read_yaml(files("r2genkg") / "presets" / f"{name}.yaml", name)
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") and path.is_file(): return path.read_text()
+    if path.suffix in (".yaml", ".yml") and path.is_file(): return read_yaml(path, name)
     raise R2GenKGError(f"no preset and no YAML file named {name!r}; presets: {', '.join(preset_names())}")
 
 def _put(tree: dict, assignment: str) -> None:
@@ -229,12 +236,9 @@ def _put(tree: dict, assignment: str) -> None:
 # %% ../nbs/00_config.ipynb #_known_keys
 def _known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     "All dotted keys of a configuration."
-    keys = []
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel): keys += _known_keys(inner, f"{prefix}{name}.")
-        else: keys.append(prefix + name)
-    return keys
+    inner = {name: f.annotation for name, f in model.model_fields.items()}
+    return [key for name, kind in inner.items() for key in
+            (_known_keys(kind, f"{prefix}{name}.") if isinstance(kind, type) and issubclass(kind, BaseModel) else [prefix + name])]
 
 def _explain(error: ValidationError, source: str) -> str:
     "One line for the first fault that pydantic reports."
@@ -251,8 +255,7 @@ def load_config(
     overrides: Iterable[str] = (),     # "section.key=value" strings
 ) -> Config:
     "Read a preset, apply the overrides, validate. Raises `R2GenKGError` naming the key at fault."
-    try: tree = yaml.safe_load(_preset_text(preset)) or {}
-    except yaml.YAMLError as e: raise R2GenKGError(f"{preset}: not valid YAML: {str(e).splitlines()[0]}") from None
+    tree = _preset_tree(preset) or {}
     if not isinstance(tree, dict): raise R2GenKGError(f"{preset}: expected sections with keys, got {type(tree).__name__}")
     return _validated(tree, overrides, preset)
 
@@ -272,13 +275,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     "Give a temporary name for a file or folder; rename it to `path` on success, remove it on failure."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    _remove(tmp)
+    start = f".{path.name}.partial-{platform.node()}-"
+    tmp = path.with_name(f"{start}{os.getpid()}")
+    for old in path.parent.glob(f"{glob.escape(start)}*"):
+        if old == tmp or not _alive(old.name.removeprefix(start)): _remove(old)     # left by a killed process
     try:
         yield tmp
         if path.is_dir() and tmp.exists(): _remove(path)
         os.replace(tmp, path)
     finally: _remove(tmp)
+
+def _alive(pid: str) -> bool:
+    "Whether a process of this machine has that number; True where it cannot be told."
+    if os.name != "posix": return True
+    try: os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError): return False
+    except OSError: return True
+    return True
 
 def _remove(path: Path) -> None:
     "Delete a file or a folder if it is there."
@@ -286,15 +299,17 @@ def _remove(path: Path) -> None:
     else: path.unlink(missing_ok=True)
 
 # %% ../nbs/00_config.ipynb #read_json
-def read_json(path: str | Path) -> Any:
-    "Read a JSON file; faults name the file and the line."
+def read_json(path: str | Path, kind: type = object) -> Any:
+    "Read a JSON file; faults name the file and the line, and content that is not of the wanted kind."
     path = Path(path)
-    try: return json.loads(path.read_text(encoding="utf-8"))
+    try: found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError: raise R2GenKGError(f"{path}: no such file") from None
     except UnicodeDecodeError as e: raise R2GenKGError(f"{path}: not UTF-8 text at byte {e.start}") from None
     except json.JSONDecodeError as e: raise R2GenKGError(f"{path}:{e.lineno}: not valid JSON ({e.msg})") from None
     except (RecursionError, ValueError) as e: raise R2GenKGError(f"{path}: not usable JSON ({str(e)[:80]})") from None
     except OSError as e: raise R2GenKGError(f"{path}: cannot be read ({e.strerror})") from None
+    if isinstance(found, kind): return found
+    raise R2GenKGError(f"{path}: expected {'an object' if kind is dict else 'a list'}, found {type(found).__name__}")
 
 def write_json(path: str | Path, obj: Any) -> None:
     "Write `obj` as indented JSON, atomically."
@@ -320,8 +335,8 @@ def stamp(folder: Path, made_from: str) -> None:
 
 def is_current(folder: Path, made_from: str) -> bool:
     "Whether `folder` exists and was made from `made_from`."
-    path = Path(folder) / MADE_FROM
-    return path.is_file() and read_json(path).get("hash") == made_from
+    try: return read_json(Path(folder) / MADE_FROM, dict).get("hash") == made_from
+    except R2GenKGError: return False    # missing or damaged: it is made again
 
 # %% ../nbs/00_config.ipynb #set_seed
 def set_seed(seed: int) -> None:
@@ -337,7 +352,7 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 # %% ../nbs/00_config.ipynb #progress
-def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
+def progress(items: Iterable, label: str, total: int | None = None) -> Generator:
     "Yield `items` under a progress bar named `label` if standard error is a terminal."
     if not sys.stderr.isatty():
         yield from items

@@ -24,7 +24,7 @@ def data_prepare(
     root: Annotated[Path, typer.Option(help="The data set's file or folder.")],
     out: Annotated[Path, typer.Option(help="studies.parquet to write; the counts go beside it, as .json.")],
     images: Annotated[Optional[Path], typer.Option(help="Folder of the images, if it is not the usual one.")] = None,
-    splits: Annotated[str, typer.Option(help="auto (published) | official | hash | file | a JSON file of ids or paths per split")] = "auto",
+    splits: Annotated[str, typer.Option(help="auto (published) | official or lab (chexpert-plus) | hash | file | a JSON file of ids or paths per split")] = "auto",
     section: Annotated[str, typer.Option(help="findings | findings+impression; on record in the file and in every score made from it")] = "findings",
     labels: Annotated[Optional[Path], typer.Option(help="CheXbert label lines of CheXpert Plus.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Do not decode the images.")] = False,

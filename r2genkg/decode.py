@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .config import DecodeConfig
 from .llm import quiet
@@ -49,7 +49,7 @@ def beam_layer_class() -> type:
 
 # %% ../nbs/42_decode.ipynb #prefill
 def prefill(
-    llm: nn.Module,
+    llm: Any,        # a causal model of transformers
     embeds: Tensor,  # (B, L, D_llm) input embeddings, L > 1
     beams: int,      # K
     room: int,       # new tokens at most
@@ -76,7 +76,7 @@ def generation_config(decode: DecodeConfig, tokenizer: Any) -> Any:  # Generatio
 
 @torch.no_grad()
 def generate_ids(
-    llm: nn.Module,
+    llm: Any,                   # a causal model of transformers
     tokenizer: Any,
     embeds: Tensor,             # (B, L, D_llm) BOS, prompt and prefix
     decode: DecodeConfig,

@@ -114,7 +114,7 @@ def result_table(run: Run) -> pd.DataFrame:
 # %% ../nbs/64_demo.ipynb #study_rows
 def study_rows(run: Run, count: int = 6) -> list[dict]:
     "Image, reference, both generated reports and the evidence of some test studies, evenly spaced over the split."
-    model, table = load_run(next(o.run for o in run.outcomes if o.variant == "full"))
+    model, table = load_run(next(o.run for o in run.outcomes if o.variant == "full" and o.run))
     test = [s for s in run.studies if s.split == "test" and s.id in run.predictions["full"].index]
     rows = []
     for study in [test[i] for i in np.linspace(0, len(test) - 1, min(count, len(test))).astype(int)]:

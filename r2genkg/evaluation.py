@@ -8,8 +8,9 @@ __all__ = ['MAIN_SCORE', 'derange', 'baseline_reports', 'positive_labels', 'writ
 
 # %% ../nbs/51_evaluation.ipynb #code-2
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,7 +48,7 @@ def baseline_reports(
     "Reports of the baselines that need no language model."
     text, _ = best_constant(list(train_texts), list(refs), MAIN_SCORE, (train_labels, ref_labels))
     found = {"best constant report": [text] * len(refs)}
-    if features is not None: found["nearest training report"] = nearest_reports(train_features, features, list(train_texts))
+    if features is not None and train_features is not None: found["nearest training report"] = nearest_reports(train_features, features, list(train_texts))
     return found
 
 # %% ../nbs/51_evaluation.ipynb #positive_labels
@@ -72,7 +73,7 @@ def write_predictions(
 # %% ../nbs/51_evaluation.ipynb #score_all
 def score_all(
     refs: Sequence[str],
-    reports: dict[str, Sequence[str]],   # name -> hypotheses; "model" is the run itself
+    reports: Mapping[str, Sequence[str]],  # name -> hypotheses; "model" is the run itself
     ref_labels: pd.DataFrame,            # (S, 14)
     hypo_labels: dict[str, pd.DataFrame],  # name -> (S, 14)
     source: str = "",
@@ -104,8 +105,8 @@ def evaluate(
     test_set = make_dataset(config, model, test, cache)
     hypos = generate_all(model, test_set, config.decode)
     refs, train_texts = training_texts(config, test), training_texts(config, train)
-    features = [None, None]
-    if test_set.visual is not None: features = [d.visual.mean(1).numpy() for d in (make_dataset(config, model, train, cache), test_set)]
+    features: list[Any] = [None, None]
+    if test_set.visual is not None: features = [v.mean(1).numpy() for d in (make_dataset(config, model, train, cache), test_set) if (v := d.visual) is not None]
     ref_labels, train_labels = label_reports(refs), label_reports(train_texts)
     reports = {"model": hypos, "shuffled images": [hypos[i] for i in derange(len(hypos), config.train.seed)]}
     reports |= baseline_reports(train_texts, train_labels, refs, ref_labels, *features)

@@ -10,12 +10,13 @@ __all__ = ['sentence_influence', 'region_map', 'node_phrases', 'named_nodes', 'a
 # %% ../nbs/60_evidence.ipynb #code-2
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from .attribution import sentence_ranges, text_attention
 from .config import LABELS
@@ -95,7 +96,7 @@ def sentence_labels(sentences: Sequence[str]) -> list[dict[str, float]]:
     return [{k: float(v) for k, v in row.items() if v == v and k != "No Finding"} for row in table.to_dict("records")]
 
 def label_maps(
-    vision: nn.Module,                   # a `SwinClassifier`
+    vision: Any,                         # a `SwinClassifier`
     pixels: Tensor,                      # (1, 3, H, W)
     labels: Sequence[str],
 ) -> dict[str, np.ndarray]:              # label -> (H, W) in 0..1

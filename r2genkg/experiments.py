@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from .config import Config, R2GenKGError, atomic_path, fingerprint, is_current, load_config, override, read_json, write_json
+from .config import Config, R2GenKGError, atomic_path, fingerprint, is_current, load_config, override, read_json, read_yaml, write_json
 from .pipeline import STAGES, StageResult, run_pipeline, stage_hash
 
 # %% ../nbs/53_experiments.ipynb #variant
@@ -58,9 +58,9 @@ def load_grid(
     "Read a grid and check every configuration in it. Raises `R2GenKGError` naming file and key."
     source = files("r2genkg") / "presets" / "grids" / f"{name}.yaml" if name in grid_names() else Path(name)
     if not source.is_file(): raise R2GenKGError(f"no grid and no YAML file named {name!r}; grids: {', '.join(grid_names())}")
-    try: tree = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e: raise R2GenKGError(f"{name}: not valid YAML: {str(e).splitlines()[0]}") from None
-    grid = _grid(Path(name).stem, tree if isinstance(tree, dict) else {}, preset, changes)
+    tree = read_yaml(source, name)
+    try: grid = _grid(Path(name).stem, tree if isinstance(tree, dict) else {}, preset, changes)
+    except (R2GenKGError, TypeError, ValueError) as e: raise R2GenKGError(f"{name}: {e}") from None
     for data in grid.data:
         for variant in grid.variants:
             try: override(grid.config, [*data.changes, *variant.changes])
@@ -109,7 +109,8 @@ def grid_jobs(
     data: Sequence[Variant] = (Variant(""),),
 ) -> list[Job]:
     "The runs of a grid in the order in which they are made: all variants with the first seed, then with the next."
-    root, seeds, jobs, folders = Path(root), list(seeds) or [config.train.seed], [], {}
+    root, seeds, jobs = Path(root), list(seeds) or [config.train.seed], list[Job]()
+    folders: dict[str, Path] = {}
     base = override(config, [f"train.seed={seeds[0]}"])
     for seed in seeds:
         for part in data:

@@ -33,7 +33,7 @@ from .vision_tokens import VisionTokens, pair_cams, select_patches
 def stage_paths(run: str | Path) -> dict[str, Path]:
     "Folders of the stages behind a run. Raises `R2GenKGError` if they are not where the run says."
     run = run_folder(run)
-    paths = {name: (run / path).resolve() for name, path in read_json(run / "stages.json").items()}
+    paths = {name: (run / path).resolve() for name, path in read_json(run / "stages.json", dict).items()}
     for name, path in paths.items():
         if not path.is_dir(): raise R2GenKGError(f"{run}: its stage {name} is not at {path}; keep the pipeline's folder together")
     return paths
@@ -155,8 +155,8 @@ def run_figures(
     folder: str | Path,
 ) -> list[Path]:
     "Write curves, distributions of scores per study, and the calibration of the first run's classifier; gives the PNGs."
-    runs = {name: run_folder(run) for name, run in runs.items()}
-    logs = {name: read_json(run / "history.json") for name, run in runs.items()}
+    opened = {name: run_folder(run) for name, run in runs.items()}
+    logs = {name: read_json(run / "history.json") for name, run in opened.items()}
     last = {name: [e["loss"] for e in log if "loss" in e][-1:] for name, log in logs.items()}
     made = [save_figure(plot_curves(logs), "fig4_curves", folder, "Training loss (and validation score, where validated). Last loss: "
                         + ", ".join(f"{name} {loss[0]:.3f}" for name, loss in last.items() if loss) + ".")]

@@ -121,6 +121,8 @@ def _torso(v: np.ndarray) -> np.ndarray:
 # %% ../nbs/09_film.ipynb #film
 class Film:
     "Density field of one patient with the fields that findings refer to."
+    air: np.ndarray                      # what `draw_anatomy` leaves of the lungs
+
     def __init__(self, shape: Shape, size: int, rng: np.random.Generator):
         self.shape, self.size, self.rng = shape, size, rng
         axis = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1

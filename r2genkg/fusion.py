@@ -40,6 +40,7 @@ def build_parts(
 ) -> nn.ModuleDict:
     "The layers that a configuration needs, under the reference's names."
     c, parts = config, nn.ModuleDict()
+    out: Any
     if dim_visual != c.dim: parts["visual_proj"] = nn.Linear(dim_visual, c.dim)
     if c.use_graph and (c.use_v2kg or c.use_kg2v):
         parts["gcn"] = RelationalEncoder(c.dim_node, c.dim_gcn, num_relations, c.dropout)
@@ -52,8 +53,8 @@ def build_parts(
         if c.align_weight: parts["align"] = NodeAlignment(names, c.dim_node, c.dim)
     if c.use_queries:
         parts["disease_queries"] = DiseaseQueries(c.dim, c.dim_node, c.dim_encoder, c.qformer_layers, c.qformer_heads, c.qformer_ff, dropout=c.dropout)
-        parts["output_proj"] = nn.Linear(c.dim_node, c.dim)
-        nn.init.normal_(parts["output_proj"].weight, std=0.02); nn.init.zeros_(parts["output_proj"].bias)
+        parts["output_proj"] = out = nn.Linear(c.dim_node, c.dim)
+        nn.init.normal_(out.weight, std=0.02); nn.init.zeros_(out.bias)
     if c.query_labels: parts["query_labels"] = QueryLabels(c.dim_node)
     if c.use_retrieval: parts["attention_visual"] = VisualRetrieval(c.dim_node, dim_bank)
     parts["llama_proj"] = nn.Linear(c.dim, dim_llm)
@@ -67,6 +68,10 @@ def _float_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 # %% ../nbs/39_fusion.ipynb #knowledgeprefix
 class KnowledgePrefix(nn.Module):
     "What the language model reads of an image: visual tokens, graph and vision tokens (paper Figure 1, SPEC 4.2-4.8)."
+    bank: Tensor; node_x: Tensor; node_edge_index: Tensor; node_edge_type: Tensor
+    parts: Any                           # an `nn.ModuleDict`: its modules differ in what they can be asked
+    groups: Any; num_tokens: Any; query_names: Any; from_official: Any   # set in the cells below
+
     def __init__(
         self,
         config: ModelConfig,
@@ -165,8 +170,8 @@ def fuse(
     state = node_state(prefix)
     if seen is not None: seen["nodes"] = state.nodes[0]
     i2g, g2i = (parts[name] if name in parts else None for name in ("cross_attn_i2g", "cross_attn_g2i"))
-    choosing = g2i is not None and ("node_gate" in parts or bool(prefix.prune_kg) and prefix.prune_kg < state.nodes.shape[1])
-    if i2g is not None:
+    choosing = g2i is not None and ("node_gate" in parts or 0 < (prefix.prune_kg or 0) < state.nodes.shape[1])
+    if i2g is not None and state.v2kg is not None:
         mixed, weights = i2g.mix(i2g.queries(visual), *state.v2kg, want_maps or choosing)
         out["v2kg"] = i2g.finish(visual, mixed)
         if weights is not None: maps["v2kg"] = weights

@@ -162,7 +162,7 @@ class PhantomReport:
 def _stated(findings: Sequence[Finding], rng: np.random.Generator, style: str) -> dict[str, list[str]]:
     "Topic -> markup of the sentences about findings; a sign that suggests a disease shares its sentence."
     linked = {f.shown_by for f in findings if f.shown_by}
-    sentences = {topic: [] for topic in TOPICS}
+    sentences: dict[str, list[str]] = {topic: [] for topic in TOPICS}
     for topic, labels in TOPICS.items():
         for f in sorted((f for f in findings if f.label in labels), key=lambda f: labels.index(f.label)):
             sign = next((s for s in findings if s.label == f.shown_by and s.certainty == "present"), None)
@@ -200,7 +200,8 @@ def _remark(topic: str, present: set[str], said: set[str], rng: np.random.Genera
 
 def _remarks(present: set[str], words: int, rng: np.random.Generator, style: str) -> list[tuple[str, dict]]:
     "Normal and negative statements, as many as topic habits and the length of the report ask for."
-    said, chosen = set(), []
+    said: set[str] = set()
+    chosen: list[tuple[str, dict]] = []
     def count() -> int: return words + sum(len(_plain(s["text"])[0].split()) for _, s in chosen)
     for topic, chances in _REMARKS.items():
         chosen += [r for p in chances if rng.random() < p and (r := _remark(topic, present, said, rng, style))]

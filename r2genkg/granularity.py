@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from .config import R2GenKGError, atomic_path, read_json, write_json
 from .examples import encoder_source
 from .graph import M3KG
 from .records import RELATION_TYPES
+from .tensors import load_tensors
 
 # %% ../nbs/34_granularity.ipynb #scalegraph
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def order_triples(graph: M3KG) -> list[str]:
     return list(dict.fromkeys([*(k for k in ends if k in known), *order_frequency(graph)]))
 
 # %% ../nbs/34_granularity.ipynb #_adjacency
-def _adjacency(graph: M3KG) -> tuple[list[str], "scipy.sparse.csr_matrix"]:  # noqa: F821
+def _adjacency(graph: M3KG) -> tuple[list[str], Any]:
     "Keys, and the symmetric matrix of log(1 + count) between them."
     from scipy.sparse import coo_matrix
     keys = list(graph.nodes.key)
@@ -204,7 +206,7 @@ def scale_table(m3kg: M3KG, scales: Sequence[ScaleGraph]) -> pd.DataFrame:
     nodes, rows = m3kg.nodes.set_index("key"), []
     weight = m3kg.triples.groupby(["source", "target", "type"])["count"].sum()
     for s in scales:
-        pieces = nx.Graph(); pieces.add_nodes_from(range(len(s.x))); pieces.add_edges_from(s.edge_index.T.tolist())
+        pieces: Any = nx.Graph(); pieces.add_nodes_from(range(len(s.x))); pieces.add_edges_from(s.edge_index.T.tolist())
         parts = [len(c) for c in nx.connected_components(pieces)]
         mass = sum(weight[s.keys[a], s.keys[b], RELATION_TYPES[t]] for (a, b), t in zip(s.edge_index.T.tolist(), s.edge_type.tolist()))
         rows.append({"nodes": len(s.x), **{k: int((s.edge_type == i).sum()) for i, k in enumerate(RELATION_TYPES)}, "components": len(parts),
@@ -222,8 +224,8 @@ def save_scales(folder: str | Path, scales: Sequence[ScaleGraph]) -> None:
 
 def load_scales(folder: str | Path) -> list[ScaleGraph]:
     "Read what `save_scales` wrote; raises `R2GenKGError` if a file is missing."
-    from safetensors.torch import load_file
     folder = Path(folder)
     if not (folder / "scales.safetensors").is_file(): raise R2GenKGError(f"{folder}: no scales here (scales.safetensors is missing); `r2genkg train` makes them")
-    tensors, words = load_file(folder / "scales.safetensors"), read_json(folder / "nodes.json")
-    return [ScaleGraph(*(tensors[f"{i}.{k}"] for k in ("x", "edge_index", "edge_type")), tuple(w["names"]), tuple(w["keys"])) for i, w in enumerate(words)]
+    (tensors, _), words = load_tensors(folder / "scales.safetensors"), read_json(folder / "nodes.json", list)
+    try: return [ScaleGraph(tensors[f"{i}.x"], tensors[f"{i}.edge_index"], tensors[f"{i}.edge_type"], tuple(w["names"]), tuple(w["keys"])) for i, w in enumerate(words)]
+    except (KeyError, TypeError, R2GenKGError) as e: raise R2GenKGError(f"{folder}: scales.safetensors and nodes.json do not fit each other ({e})") from None

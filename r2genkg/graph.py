@@ -27,7 +27,10 @@ from .records import RELATION_TYPES, SentenceAnnotation
 # %% ../nbs/27_graph.ipynb #node_keys
 def node_keys(table: pd.DataFrame, merging: Merging) -> tuple[dict[int, str], dict[int, Concept], list[tuple[str, str, str]]]:
     "Key of each component, its concept, and identifiers that several components claim (cui, kept by, other key)."
-    first, concept, taken, clashes = {}, {}, {}, []
+    first: dict[int, str] = {}
+    concept: dict[int, Concept] = {}
+    taken: dict[str, int] = {}
+    clashes: list[tuple[str, str, str]] = []
     for surface in table.index.tolist():      # most frequent first
         c = merging.component[surface]
         first.setdefault(c, surface)
@@ -73,8 +76,8 @@ def segment(words: Sequence[str], known: Mapping[str, Any] | set) -> list[str] |
     n = len(words)
     best: list[list[str] | None] = [None] * n + [[]]
     for i in reversed(range(n)):
-        found = [[part, *best[j]] for j in range(i + 1, n + 1) if best[j] is not None and j - i < n and (part := " ".join(words[i:j])) in known]
-        if 0 < i and words[i] in _GLUE and best[i + 1] is not None: found.append(best[i + 1])
+        found = [[part, *rest] for j in range(i + 1, n + 1) if (rest := best[j]) is not None and j - i < n and (part := " ".join(words[i:j])) in known]
+        if 0 < i and words[i] in _GLUE and (rest := best[i + 1]) is not None: found.append(rest)
         best[i] = min(found, key=len, default=None)
     return best[0]
 
@@ -278,7 +281,7 @@ def load_graph(folder: str | Path) -> M3KG:
         except Exception as e:  # readers of damaged files raise many kinds
             raise R2GenKGError(f"{folder / name}.parquet: not readable ({str(e).splitlines()[0][:100]})") from None
         if missing := [c for c in columns if c not in tables[name]]: raise R2GenKGError(f"{folder / name}.parquet: no column {', '.join(missing)}")
-    return M3KG(**tables, meta=read_json(folder / "meta.json"))
+    return M3KG(**tables, meta=read_json(folder / "meta.json", dict))
 
 # %% ../nbs/27_graph.ipynb #graph_stats
 def graph_stats(graph: M3KG) -> dict:
@@ -305,7 +308,7 @@ def graph_stats(graph: M3KG) -> dict:
 # %% ../nbs/27_graph.ipynb #_cui
 def _cui(value: str | None) -> str:
     "A concept identifier of UMLS; ReXKG repeats the name where it has none."
-    return value if re.fullmatch(r"C\d{7}", value or "") else ""
+    return value if value and re.fullmatch(r"C\d{7}", value) else ""
 
 def import_rexkg(nodes_json: str | Path, relations_csv: str | Path) -> M3KG:
     "A graph from `kg_nodes.json` and `kg_relations.csv`; counts stay as published (ReXKG doubled those of linked nodes)."
@@ -325,7 +328,7 @@ def read_triples(path: str | Path) -> pd.DataFrame:
     wanted = ["source_index", "target_index", "type", "count"]
     try: table = pd.read_csv(path, keep_default_na=False, dtype={"source_index": str, "target_index": str, "type": str})
     except (OSError, ValueError, UnicodeDecodeError) as e: raise R2GenKGError(f"{path}: not a readable csv ({str(e).splitlines()[0][:100]})") from None
-    if missing := [c for c in wanted if c not in table]: raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
+    if missing := [c for c in wanted if c not in table]: raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)[:300]}")
     if odd := sorted(set(table.type) - set(RELATION_TYPES)): raise R2GenKGError(f"{path}: unknown relation {odd[0]!r}; expected {', '.join(RELATION_TYPES)}")
     table = table.rename(columns={"source_index": "source", "target_index": "target"})[["source", "target", "type", "count"]]
     return table.assign(present=table["count"], absent=0, uncertain=0, reports=[[] for _ in range(len(table))])[list(TRIPLE_COLUMNS)]

@@ -11,6 +11,7 @@ __all__ = ['WRITERS', 'KIND_COLOURS', 'RELATION_COLOURS', 'import_m3kg', 'rexkg_
 import csv, re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,7 +78,7 @@ def write_rexkg(graph: M3KG, out: Path) -> None:
 def to_networkx(graph: M3KG):
     "A networkx MultiDiGraph; node and edge attributes are plain values."
     import networkx as nx
-    g = nx.MultiDiGraph()
+    g: Any = nx.MultiDiGraph()
     for n in graph.nodes.rename(columns={"name": "label", "count": "total"}).itertuples():
         g.add_node(n.key, name=n.label, entity_type=n.entity_type, count=int(n.total), absent=int(n.absent), uncertain=int(n.uncertain), cui=n.cui)
     for t in graph.triples.rename(columns={"count": "total"}).itertuples():

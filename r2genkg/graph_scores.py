@@ -10,6 +10,7 @@ __all__ = ['STATUSES', 'COUNTS', 'GraphIndex', 'index_graph', 'Statements', 'sta
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from functools import partial
 
 import pandas as pd
 
@@ -39,7 +40,8 @@ def index_graph(
     for name, columns in (("nodes", ["key", "name"]), ("triples", ["source", "target", "type", "count"])):
         if missing := [c for c in columns if c not in getattr(m3kg, name)]:
             raise R2GenKGError(f"graph: the table {name} has no column {missing[0]!r}; build it with `r2genkg kg build`")
-    keys, nodes = {}, m3kg.nodes
+    nodes = m3kg.nodes
+    keys: dict[str, str] = {}
     for column in ("aliases", "name", "key"):   # later ones win: a node's own name beats another node's alias
         if column not in nodes: continue
         for key, names in zip(nodes["key"], nodes[column], strict=True):
@@ -137,7 +139,7 @@ def graph_stats(
     for key, (top, bottom) in _SCORES.items():
         if m3kg is None and any(name.startswith("graph_") for name in top): continue
         up, down = ([COUNTS.index(name) for name in names] for names in (top, bottom))
-        stats[key] = StudyStats(values, lambda sums, up=up, down=down: ratio(sums[..., up].sum(-1), sums[..., down].sum(-1)))
+        stats[key] = StudyStats(values, partial(lambda up, down, sums: ratio(sums[..., up].sum(-1), sums[..., down].sum(-1)), up, down))
     return stats
 
 # %% ../nbs/46_graph_scores.ipynb #graph_scores

@@ -45,11 +45,10 @@ def _read_pillow(path: Path) -> np.ndarray:
         _bounded(*image.size)
         image.load()
         if image.mode in ("I", "F") or image.mode.startswith("I;16"): return spread(np.asarray(image))
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-        return np.asarray(image.convert("L"))
+        turned = ImageOps.exif_transpose(image)
+        if turned.mode in ("RGBA", "LA", "PA") or "transparency" in turned.info:
+            turned = Image.alpha_composite(Image.new("RGBA", turned.size, (0, 0, 0, 255)), turned.convert("RGBA"))
+        return np.asarray(turned.convert("L"))
 
 # %% ../nbs/01_images.ipynb #_voi_limits
 def _voi_limits(ds, values: np.ndarray) -> tuple[np.ndarray, tuple[float, float] | None]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 import yaml
@@ -31,13 +31,13 @@ class Mention(NamedTuple):
     start: int   # first token
     end: int     # last token, inclusive
 
-def _tagged_table(entries: Mapping, blocked: Sequence[str] = ()) -> dict:
+def _tagged_table(entries: Mapping, blocked: Sequence[str] = ()) -> Mapping:
     "A phrase table whose tags are tuples: one phrase may speak of several labels, a blocked one of none."
     tags: dict[str, tuple] = {}
     for tag, phrases in entries.items():
         for phrase in phrases: tags[phrase] = (*tags.get(phrase, ()), tag)
     tags |= {phrase: () for phrase in blocked if phrase not in tags}
-    grouped: dict[tuple, list[str]] = {}
+    grouped: dict[Any, list[str]] = {}                     # tags of a `phrase_table` are texts elsewhere
     for phrase, tag in tags.items(): grouped.setdefault(tag, []).append(phrase)
     return phrase_table(grouped)
 
@@ -52,7 +52,7 @@ class StateRules:
     STATES = (("abnormal", 1), ("borderline", -1), ("normal", 0))
 
     def __init__(self, rows: Mapping[str, Mapping[str, str]], other: Sequence[str]):
-        named = {label: words_of(row.get("subject", "")) for label, row in rows.items()}
+        named: dict[Any, Sequence[str]] = {label: words_of(row.get("subject", "")) for label, row in rows.items()}
         named |= {("normal", label): words_of(row.get("subject if normal", "")) for label, row in rows.items()}
         self.subjects = _tagged_table(named, other)
         self.states = _tagged_table({(label, value): words_of(row.get(name, "")) for label, row in rows.items() for name, value in self.STATES})
@@ -62,7 +62,8 @@ class StateRules:
         subjects = list(find_phrases(bases, self.subjects))
         if not any(s.type for s in subjects): return
         for state in find_phrases(bases, self.states):
-            for label, value in state.type:
+            stated: Any = state.type                        # (label, value) pairs, from `_tagged_table`
+            for label, value in stated:
                 wanted = {label, ("normal", label)} if value == 0 else {label}
                 if not self._about(state, wanted, subjects, bases): continue
                 # denied in front of it only: "heart enlarged, vessels within normal limits"
@@ -88,7 +89,8 @@ class RulesLabeler:
     def __init__(self, tree: Mapping | None = None, lexicon: Lexicon | None = None):
         rows = dict(tree or yaml.safe_load((files("r2genkg") / "data" / "labels.yaml").read_text(encoding="utf-8")))
         other = words_of(rows.pop("other subjects"))
-        self.lexicon, self.states, self._seen = lexicon or load_lexicon(), StateRules(rows, other), {}
+        self.lexicon, self.states = lexicon or load_lexicon(), StateRules(rows, other)
+        self._seen: dict[str, Any] = {}
         self.mentions = _tagged_table({label: words_of(row.get("mention", "")) for label, row in rows.items()},
                                       [phrase for row in rows.values() for phrase in words_of(row.get("except", ""))])
 
@@ -135,7 +137,7 @@ def _rules() -> RulesLabeler: return RulesLabeler()
 
 def get_labeler(labeler: str | Labeler) -> Labeler:
     "The labeler of that name (`rules`, `chexbert:FILE`), or the object itself. Raises `R2GenKGError` for other names."
-    if callable(getattr(labeler, "label_all", None)): return labeler
+    if not isinstance(labeler, str) and callable(getattr(labeler, "label_all", None)): return labeler
     if labeler == "rules": return _rules()
     name, _, path = str(labeler).partition(":")
     if name != "chexbert": raise R2GenKGError(f"labeler {str(labeler)[:80]!r} is unknown; use rules or chexbert:FILE")
@@ -186,7 +188,7 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     try: table = pd.read_csv(path, keep_default_na=False, dtype=str) if as_csv else _read_json_lines(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise R2GenKGError(f"{path}: not a readable csv: {e}") from None
     if missing := [c for c in LABELS if c not in table]:
-        raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found: {', '.join(map(str, table.columns[:6]))}, ...")
+        raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found: {', '.join(map(str, table.columns[:6]))[:200]}, ...")
     key = next((k for k in _KEYS["csv"] if k in table), table.columns[0])
     values = table[list(LABELS)].replace("", None).apply(pd.to_numeric, errors="coerce")
     wrong = ~values.isin([1, 0, -1]) & ~table[list(LABELS)].isin(["", None])
@@ -202,7 +204,7 @@ def _read_json_lines(path: str | Path) -> pd.DataFrame:
         for n, line in enumerate(file, 1):
             if not line.strip(): continue
             try: rows.append(dict(json.loads(line)))
-            except (json.JSONDecodeError, TypeError, ValueError) as e: raise R2GenKGError(f"{path}:{n}: not a JSON object ({e})") from None
+            except (TypeError, ValueError, RecursionError) as e: raise R2GenKGError(f"{path}:{n}: not a JSON object ({e})") from None
     return pd.DataFrame(rows, dtype=object)
 
 # %% ../nbs/30_labels.ipynb #compare_labels

@@ -14,9 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
-from .config import R2GenKGError
+from .config import R2GenKGError, read_yaml
 
 # %% ../nbs/12_lexicon.ipynb #_tokenizer
 #: spaCy remembers every distinct word; beyond this number the tokenizer is made anew, so that memory stays bounded.
@@ -167,8 +165,7 @@ def load_lexicon(
 ) -> Lexicon:
     "Read a vocabulary. Raises `R2GenKGError` for a file that is none."
     source = Path(path) if path else files("r2genkg") / "data" / "lexicon.yaml"
-    try: return Lexicon(yaml.safe_load(source.read_text(encoding="utf-8")))
-    except OSError as e: raise R2GenKGError(f"{path}: cannot be read: {e.strerror}") from None
-    except yaml.YAMLError as e: raise R2GenKGError(f"{path}: not valid YAML: {str(e).splitlines()[0]}") from None
-    except (KeyError, TypeError, AttributeError) as e:
+    tree = read_yaml(source, path)
+    try: return Lexicon(tree)
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
         raise R2GenKGError(f"{path}: not a lexicon, at {e}; copy r2genkg/data/lexicon.yaml and edit it") from None

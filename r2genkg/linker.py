@@ -71,7 +71,8 @@ LINKER_COLUMNS = ("alias", "cui", "name", "tui")
 
 def _names(mrconso: str | Path, types: Mapping[str, str]) -> Iterator[tuple[str, str, str, str]]:
     "(alias, cui, name, tui) of English names; a concept's preferred name is its first one in preferred form, or its first."
-    cui, names = "", {}
+    cui = ""
+    names: dict[str, bool] = {}
     def rows():
         preferred = next((text for text, best in names.items() if best), next(iter(names), ""))
         return dict.fromkeys((normalise(text), cui, preferred, types.get(cui, "")) for text in names if normalise(text))
@@ -88,7 +89,8 @@ def derive_table(
 ) -> int:                                # number of names
     "Make the linker's table from UMLS files. Raises `R2GenKGError` for other files."
     import pyarrow as pa, pyarrow.parquet as pq
-    schema, total, rows = pa.schema([(c, pa.string()) for c in LINKER_COLUMNS]), 0, []
+    schema, total = pa.schema([(c, pa.string()) for c in LINKER_COLUMNS]), 0
+    rows: list[tuple[str, str, str, str]] = []
     with atomic_path(out) as tmp, pq.ParquetWriter(tmp, schema) as writer:
         def flush():
             writer.write_table(pa.table({c: [r[i] for r in rows] for i, c in enumerate(LINKER_COLUMNS)}, schema=schema))
@@ -105,19 +107,22 @@ class TableLinker:
     "Links surfaces that are, letter for letter, a name in a table (`derive_table`, or a csv or parquet with `alias` and `cui`)."
     def __init__(self, path: str | Path):
         import pyarrow as pa, pyarrow.dataset as ds
-        self.path, self.ambiguous, self.refused = Path(path), [], []
+        self.path = Path(path)
+        self.ambiguous: list[tuple] = []
+        self.refused: list[tuple] = []
         if not self.path.is_file(): raise R2GenKGError(f"{path}: no such linker table; make one with `derive_table`")
         try: self.table = ds.dataset(path) if self.path.suffix == ".parquet" else ds.dataset(pa.Table.from_pandas(_hand_table(path)))
         except (pa.ArrowException, ValueError, OSError) as e: raise R2GenKGError(f"{path}: not a readable table ({str(e).splitlines()[0][:100]})") from None
         columns = self.table.schema.names
         if missing := [c for c in ("alias", "cui") if c not in columns]:
-            raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found {', '.join(columns)}")
+            raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found {', '.join(columns)[:300]}")
 
     def _rows(self, column: str, values: Sequence[str]) -> pd.DataFrame:
         "Rows whose `column` is one of the values, with all columns."
         import pyarrow as pa, pyarrow.dataset as ds
         wanted = pa.array(list(values), self.table.schema.field(column).type)
-        rows = self.table.to_table(filter=ds.field(column).isin(wanted)).to_pandas()
+        try: rows = self.table.to_table(filter=ds.field(column).isin(wanted)).to_pandas()
+        except (pa.ArrowException, ValueError, OSError) as e: raise R2GenKGError(f"{self.path}: not a readable table ({str(e).splitlines()[0][:100]})") from None
         return rows.reindex(columns=[*LINKER_COLUMNS, "definition"], fill_value="").fillna("").sort_values(["cui", "alias"], kind="stable")
 
     def link(self, surfaces: Sequence[str], types: Sequence[str]) -> list[Concept | None]:

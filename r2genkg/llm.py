@@ -168,7 +168,7 @@ def quantisation(device: str) -> Any:  # BitsAndBytesConfig
                               bnb_4bit_quant_storage=store)
 
 def add_adapter(
-    llm: nn.Module,
+    llm: Any,  # a causal model of transformers
     config: LLMConfig,
     gradient_checkpointing: bool = False,
 ) -> nn.Module:  # the same model, or a PeftModel around it
@@ -216,7 +216,7 @@ def build_llm(
     texts: Sequence[str] = (),     # training reports; needed for "scratch"
     gradient_checkpointing: bool = False,
     device: str | None = None,
-) -> tuple[nn.Module, Any]:        # model with adapter, tokenizer
+) -> tuple[Any, Any]:              # model with adapter, tokenizer
     "The language model that a configuration describes. Raises `R2GenKGError` for missing or gated models."
     if config.name == "scratch":
         if config.adapter == "qlora": raise R2GenKGError("llm.adapter=qlora needs a pretrained model: with llm.name=scratch set llm.adapter=full")

@@ -12,14 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import yaml
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from .annotate import register_annotator, save_annotations
-from .config import R2GenKGError, fingerprint, progress, write_json
+from .config import R2GenKGError, fingerprint, progress, read_yaml, write_json
 from .lexicon import split_sentences, tokenize
 from .llm_answers import (ENTITY_PROMPT, RELATION_PROMPT, UnusableAnswer, entity_message, read_entities, read_relations,
                                  relation_message, response_format)
@@ -31,13 +30,14 @@ from .records import SentenceAnnotation
 class Journal:
     "Append-only JSON Lines; a row is on disk when `append` returns. Without a path it lives in memory."
     def __init__(self, path: str | Path | None = None):
-        self.path, self.rows, self._file = Path(path) if path else None, [], None
-        if self.path and self.path.exists(): self._read()
+        self.path, self.rows = Path(path) if path else None, list[dict]()
+        self._file: BinaryIO | None = None
+        if self.path and self.path.exists(): self._read(self.path)
 
-    def _read(self) -> None:
-        data = self.path.read_bytes()
+    def _read(self, path: Path) -> None:
+        data = path.read_bytes()
         whole = data.rfind(b"\n") + 1
-        if whole < len(data): os.truncate(self.path, whole)
+        if whole < len(data): os.truncate(path, whole)
         for n, line in enumerate(data[:whole].splitlines(), 1):
             try: self.rows.append(json.loads(line))
             except ValueError: raise R2GenKGError(f"{self.path}:{n}: not a line of JSON; remove the line and run again") from None
@@ -92,7 +92,8 @@ class Asker:
         self.reasons: dict[str, list[str]] = {}        # why answers could not be used
         for row in () if settings.retry_rejects else rejects.rows: self.reasons.setdefault(row["key"], []).append(row["reason"])
         self.counts: Counter[str] = Counter()          # repairs and drops in answers that are used
-        self.calls, self.reused, self.tokens = 0, 0, Counter()
+        self.calls, self.reused = 0, 0
+        self.tokens: Counter = Counter()
 
     def is_rejected(self, key: str) -> bool:
         "Whether the model was asked as often as it may be, to no use."
@@ -113,7 +114,8 @@ class Asker:
         reasons = self.reasons.setdefault(key, [])
         while not self.is_rejected(key):
             again = f"\n\nYour last answer could not be used: {reasons[-1]}. Answer again, with JSON only." if reasons else ""
-            reply, counts = await client.ask(_PROMPTS[call], message + again, response_format(call)), Counter()
+            reply = await client.ask(_PROMPTS[call], message + again, response_format(call))
+            counts: Counter = Counter()
             row = self._book(key, call, reply)
             try:
                 if reply.cut: raise UnusableAnswer(f"cut after max_answer_tokens={self.settings.max_answer_tokens}")
@@ -221,7 +223,8 @@ def _summary(reports: dict[str, list], outcome: Outcome, asker: Asker, written: 
 # %% ../nbs/19_llm_annotate.ipynb #answer_paths
 def answer_paths(out: str | Path) -> tuple[Path, Path, Path]:
     "Files beside the annotations: answers, rejects, summary."
-    return tuple(Path(out).with_suffix(end) for end in (".answers.jsonl", ".rejects.jsonl", ".summary.json"))
+    out = Path(out)
+    return out.with_suffix(".answers.jsonl"), out.with_suffix(".rejects.jsonl"), out.with_suffix(".summary.json")
 
 def _collect(reports: Iterable[tuple[str, str]]) -> dict[str, list[tuple[str, ...]]]:
     "Report id -> its documents."
@@ -304,8 +307,8 @@ def load_llm_settings(spec: str) -> LLMSettings:
     "Settings from a YAML file, or the defaults for a model name. Raises `R2GenKGError` naming the key at fault."
     if not spec: raise R2GenKGError("annotator llm needs a model or a settings file: llm:MODEL or llm:SETTINGS.yaml")
     if not spec.endswith((".yaml", ".yml")): return LLMSettings(model=spec)
-    try: return LLMSettings.model_validate(yaml.safe_load(Path(spec).read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as e: raise R2GenKGError(f"{spec}: cannot be read: {str(e).splitlines()[0]}") from None
+    tree = read_yaml(Path(spec), spec)
+    try: return LLMSettings.model_validate(tree)
     except ValidationError as e:
         first = e.errors()[0]
         raise R2GenKGError(f"{spec}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from None

@@ -71,8 +71,10 @@ class _Strict(BaseModel): model_config = ConfigDict(extra="forbid")
 
 def _answer_model(call: str, **item: Any) -> type[BaseModel]:
     "{sentences: [{number, CALL: [item]}]} as a pydantic model."
-    entry = create_model(f"{call}_item", __base__=_Strict, **{k: (v, ...) for k, v in item.items()})
-    sentence = create_model(f"{call}_sentence", __base__=_Strict, number=(int, ...), **{call: (list[entry], ...)})
+    fields: dict[str, Any] = {k: (v, ...) for k, v in item.items()}
+    entry = create_model(f"{call}_item", __base__=_Strict, **fields)
+    listed: dict[str, Any] = {call: (list[entry], ...)}
+    sentence = create_model(f"{call}_sentence", __base__=_Strict, number=(int, ...), **listed)
     return create_model(f"{call}_answer", __base__=_Strict, sentences=(list[sentence], ...))
 
 #: The shape of an answer to each of the two calls.
@@ -90,6 +92,7 @@ class UnusableAnswer(Exception):
 def _candidates(text: str) -> Iterator[str]:
     "The answer, and what may be the JSON in it."
     text = re.sub(r"<think>.*?</think>", " ", text, flags=re.S).strip()
+    text = re.sub(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}|[\ud800-\udfff]", "?", text)      # halves of a character, which no text may hold
     yield text
     starts, ends = [i for i in map(text.find, "{[") if i >= 0], [i for i in map(text.rfind, "}]") if i >= 0]
     if not starts or not ends: return
@@ -210,7 +213,8 @@ def read_entities(
 
 def _placed(sentence: str, terms: Sequence[tuple[str, str]], counts: Counter) -> SentenceAnnotation:
     "The entities of one sentence; negation words in front of a term are cut, hedged findings become uncertain ones."
-    kinds, hedged = {}, set()
+    kinds: dict[str, str] = {}
+    hedged: set[str] = set()
     for written, kind in terms:
         term = _DENIAL.sub("", written.strip())
         if term != written.strip(): counts["negations cut from terms"] += 1
@@ -246,7 +250,7 @@ def listed_relations(node: Any) -> Iterator[tuple[Any, Any, Any]]:
 
 def _number(name: Any, annotation: SentenceAnnotation) -> int:
     "Index of the entity meant by a number from 1; -1 if there is none."
-    return int(name) - 1 if str(name).strip().isdigit() and 1 <= int(name) <= len(annotation.entities) else -1
+    return int(name) - 1 if re.fullmatch(r"\s*\d{1,6}\s*", str(name)) and 1 <= int(name) <= len(annotation.entities) else -1
 
 # %% ../nbs/17_llm_answers.ipynb #add_relations
 def add_relations(annotation: SentenceAnnotation, items: Sequence[tuple[Any, Any, Any]], counts: Counter) -> SentenceAnnotation:

@@ -106,7 +106,8 @@ class BudgetSpent(Exception):
 class Budget:
     "Dollars left under `limit`, for calls that run at the same time."
     def __init__(self, limit: float | None, spent: float = 0.0):
-        self.limit, self.spent, self._holds, self._changed = limit, spent, [], asyncio.Condition()
+        self.limit, self.spent, self._changed = limit, spent, asyncio.Condition()
+        self._holds: list[float] = []
 
     def _fits(self, amount: float) -> bool: return self.limit is None or self.spent + sum(self._holds) + amount <= self.limit
 

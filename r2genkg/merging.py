@@ -51,7 +51,7 @@ def singular(text: str) -> list[str]:
 
 def lemma_pairs(types: Mapping[str, str]) -> list[tuple[str, str]]:
     "(plural, singular) of surfaces of the same type, whichever of the spellings the singular has."
-    by_form = {(_form(s), kind): s for s, kind in reversed(types.items())}
+    by_form = {(_form(s), kind): s for s, kind in reversed(list(types.items()))}
     pairs = ((s, by_form.get((_form(t), kind))) for s, kind in types.items() for t in singular(s))
     return [(s, t) for s, t in pairs if t is not None and t != s]
 
@@ -188,7 +188,7 @@ def merge_surfaces(
     types = dict(zip(table.index.tolist(), table.type.tolist()))
     pairs, concepts = _proposals(types, options)
     component = components(list(types), [(a, b) for a, b, *_ in pairs])
-    if options.merge_threshold:
+    if options.merge_threshold and options.embed:
         first = dict(reversed([(component[s], s) for s in types]))        # the most frequent surface of a component
         near = near_pairs({s: types[s] for s in types if first[component[s]] == s}, options.embed, options.merge_threshold)
         pairs += [(a, b, "likeness", f"{cosine:.3f}") for a, b, cosine in near]

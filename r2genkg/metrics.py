@@ -159,7 +159,7 @@ def evaluate_reports(
     settings = {"cleaning": cleaning, "mode": mode} | ({"family": cut.get("family", "r2gen")} if mode == "family" else {})
     scores, stats = nlg_stats(refs, hypos, cleaning, mode, meteor, **cut)
     scores |= collapse_scores(refs, hypos)
-    found = {}
+    found: dict[str, StudyStats] = {}
     if labels is not None:
         settings["labels"] = _name(labels)
         if warning := ce_warning(source): settings["ce_warning"] = warning
@@ -167,7 +167,8 @@ def evaluate_reports(
         found |= ce_stats(*labels)
     if annotations is not None:
         settings["annotations"] = _name(annotations)
-        found |= graph_stats(*(annotations if isinstance(annotations, tuple) else _annotate(refs, hypos, annotations)), m3kg)
+        known, written = annotations if isinstance(annotations, tuple) else _annotate(refs, hypos, annotations)
+        found |= graph_stats(known, written, m3kg)
     scores |= {key: stat.total() for key, stat in found.items()} | (radeval_scores(refs, hypos, radeval) if radeval else {})
     stats |= found
     return Evaluation(scores, stats, settings, labels)

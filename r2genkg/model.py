@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['VisionBackbone', 'prompt_ids', 'encode_targets', 'R2GenKG', 'encode_images', 'prompt_embeds', 'keep_logits',
            'target_loss', 'target_share', 'generate_reports', 'save_model', 'save_knowledge', 'save_graph_parts',
-           'load_graph_parts', 'load_model', 'load_vision', 'load_llm', 'from_official_checkpoint', 'load_swin']
+           'load_graph_parts', 'one_line', 'load_model', 'load_vision', 'load_llm', 'from_official_checkpoint',
+           'load_swin']
 
 # %% ../nbs/43_model.ipynb #code-2
 import inspect
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,14 @@ from .decode import generate_ids
 from .fusion import KnowledgePrefix, label_losses
 from .llm import load_pretrained, prompt_sides, quiet
 from .qformer import read_tensors
+from .tensors import load_tensors, meta_json
 
 # %% ../nbs/43_model.ipynb #visionbackbone
 class VisionBackbone(nn.Module):
     "A vision model of transformers as visual tokens (paper: Swin-B/224, 49 tokens of width 1024)."
-    def __init__(self, backbone: nn.Module):
+    backbone: Any
+
+    def __init__(self, backbone: Any):
         super().__init__()
         self.backbone = backbone
         if getattr(backbone, "pooler", None) is not None: backbone.pooler = None   # only the tokens are read
@@ -82,12 +87,14 @@ def encode_targets(
 class R2GenKG(nn.Module):
     "Image to report (paper Figure 1)."
     accepts_loss_kwargs = True  # the Trainer passes the number of target tokens of an accumulated batch
+    vision: Any; llm: Any; prompt_before: Tensor; prompt_after: Tensor                              # what a user's own modules can do is not known here
+    encode: Any; prompt: Any; generate: Any; save: Any; load: Any; from_official_checkpoint: Any    # set in the cells below
 
     def __init__(
         self,
-        vision: nn.Module | None,   # has .features(pixels); None if visual tokens are always given
+        vision: Any,                # has .features(pixels); None if visual tokens are always given
         prefix: KnowledgePrefix,
-        llm: nn.Module,             # causal language model of transformers, with or without adapter
+        llm: Any,                   # causal language model of transformers, with or without adapter
         tokenizer: Any,
         config: Config,
     ):
@@ -170,7 +177,7 @@ def prompt_embeds(
 R2GenKG.encode, R2GenKG.prompt = encode_images, prompt_embeds
 
 # %% ../nbs/43_model.ipynb #keep_logits
-def keep_logits(llm: nn.Module, count: int) -> dict[str, int]:
+def keep_logits(llm: Any, count: int) -> dict[str, int]:
     "The argument that restricts the output layer to the last `count` positions, if the model knows it."
     base = llm.get_base_model() if hasattr(llm, "peft_config") else llm
     return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
@@ -246,17 +253,26 @@ def save_graph_parts(prefix: KnowledgePrefix, folder: Path) -> None:
 
 def load_graph_parts(folder: Path) -> tuple[list[Any], Tensor]:
     "ScaleGraphs and bank of a saved model."
-    from safetensors import safe_open
     from r2genkg.granularity import ScaleGraph
-    tensors = read_tensors(folder / "scales.safetensors")
-    with safe_open(folder / "scales.safetensors", "pt") as f: words = {k: json.loads(v) for k, v in (f.metadata() or {}).items()}
+    tensors, meta = load_tensors(folder / "scales.safetensors")
+    words = {k: meta_json(meta, k, folder / "scales.safetensors") for k in meta}
     scales = [ScaleGraph(tensors[f"{i}.x"], tensors[f"{i}.edge_index"], tensors[f"{i}.edge_type"],
                          tuple(words[str(i)]["names"]), tuple(words[str(i)]["keys"])) for i in range(len(words))]
-    return scales, read_tensors(folder / "bank.safetensors")["features"]
+    return scales, load_tensors(folder / "bank.safetensors", ["features"])[0]["features"]
 
 R2GenKG.save = save_model
 
 # %% ../nbs/43_model.ipynb #load_model
+@contextmanager
+def one_line(folder: Path) -> Iterator[None]:
+    "Inside the block faults of damaged files, or of files of several runs, become one line that names the folder."
+    try: yield
+    except R2GenKGError as e: raise R2GenKGError(str(e) if str(folder) in str(e) else f"{folder}: {e}") from None
+    except (torch.OutOfMemoryError, MemoryError, ImportError): raise
+    except Exception as e:  # readers of damaged files raise many kinds
+        why = (str(e).splitlines() or [""])[0][:120]
+        raise R2GenKGError(f"{folder}: its files are damaged or do not belong together ({type(e).__name__}: {why}); train the run again, or copy its folder whole") from None
+
 def load_model(
     folder: str | Path,
     device: str = "cpu",
@@ -265,17 +281,16 @@ def load_model(
     "Read a model that `save_model` wrote, in evaluation mode. Raises `R2GenKGError`."
     folder = Path(folder)
     if not (folder / "config.yaml").is_file(): raise R2GenKGError(f"{folder}: no saved model here (config.yaml is missing)")
-    config = load_config(str(folder / "config.yaml"))
-    from safetensors import safe_open
-    tensors = read_tensors(folder / "knowledge.safetensors")
-    with safe_open(folder / "knowledge.safetensors", "pt") as f: meta = f.metadata()
-    scales, bank = load_graph_parts(folder)
-    prefix = KnowledgePrefix(config.model, scales, bank if len(bank) else None, **json.loads(meta["prefix"]))
-    prefix.load_state_dict({k.removeprefix("prefix."): v for k, v in tensors.items() if k.startswith("prefix.")})
-    vision = vision if vision is not None else load_vision(folder / "vision", meta["vision"])
-    trained = {k.removeprefix("vision."): v for k, v in tensors.items() if k.startswith("vision.")}
-    if trained and vision is not None: vision.load_state_dict(trained)
-    return R2GenKG(vision, prefix, *load_llm(folder, config, device), config).to(device).eval()
+    config, knowledge = load_config(str(folder / "config.yaml")), folder / "knowledge.safetensors"
+    tensors, meta = load_tensors(knowledge)
+    with one_line(folder):
+        scales, bank = load_graph_parts(folder)
+        prefix = KnowledgePrefix(config.model, scales, bank if len(bank) else None, **meta_json(meta, "prefix", knowledge))
+        prefix.load_state_dict({k.removeprefix("prefix."): v for k, v in tensors.items() if k.startswith("prefix.")})
+        vision = vision if vision is not None else load_vision(folder / "vision", meta["vision"])
+        trained = {k.removeprefix("vision."): v for k, v in tensors.items() if k.startswith("vision.")}
+        if trained and vision is not None: vision.load_state_dict(trained)
+        return R2GenKG(vision, prefix, *load_llm(folder, config, device), config).to(device).eval()
 
 def load_vision(folder: Path, kind: str) -> nn.Module | None:
     "The saved vision encoder: a `VisionBackbone` or a `SwinClassifier`."
@@ -327,7 +342,7 @@ _SWIN_NAMES = (("attention.self.query.", "attention.q_proj."), ("attention.self.
                ("attention.output.dense.", "attention.o_proj."), ("attention.self.relative_position", "attention.relative_position_bias.relative_position"),
                ("intermediate.dense.", "mlp.fc1."), ("output.dense.", "mlp.fc2."))
 
-def load_swin(vision: nn.Module, state: dict[str, Tensor]) -> None:
+def load_swin(vision: Any, state: dict[str, Tensor]) -> None:
     "Fill a `VisionBackbone` from a Swin state of old or new transformers; raises `R2GenKGError` naming a missing tensor."
     own = vision.backbone.state_dict()
     renamed = dict(state)

@@ -10,7 +10,7 @@ __all__ = ['MODES', 'FAMILY', 'NLG', 'check_texts', 'family_references', 'prepar
 import re, shutil, subprocess, threading, warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -197,8 +197,8 @@ def nlg_stats(
     refs, hypos = prepare_texts(refs, hypos, cleaning, mode, **cut)
     gts, res = ({i: [text] for i, text in enumerate(texts)} for texts in (refs, hypos))
     bleus, rows = bleu_stats(refs, hypos)
-    scores = {f"BLEU-{n}": float(b) for n, b in enumerate(bleus, 1)}
-    stats = {f"BLEU-{n}": StudyStats(rows, lambda sums, n=n: bleu_of(sums, n)) for n in (1, 2, 3, 4)}
+    scores: dict[str, float | None] = {f"BLEU-{n}": float(b) for n, b in enumerate(bleus, 1)}
+    stats = {f"BLEU-{n}": StudyStats(rows, partial(bleu_of, n=n)) for n in (1, 2, 3, 4)}
     found = meteor_scores(refs, hypos) if meteor else None
     scores["METEOR"] = found and found[0]
     if found: stats["METEOR"] = _meteor_stats(found[2])

@@ -66,7 +66,7 @@ def archive_members(path: str | Path) -> Iterator[tuple[str, bytes]]:
     try:
         with gzip.open(path) as unpacked:
             stream = _Bounded(unpacked, name)
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=512) as archive:
+            with tarfile.open(fileobj=stream, mode="r|", bufsize=512) as archive:   # type: ignore[call-overload]  # only `read` is asked of it
                 for member in archive:
                     if member.size > MAX_REPORT:
                         raise R2GenKGError(f"{name}: {member.name[:80]!r} has {member.size:,} bytes; reports are far smaller; refused")
@@ -127,7 +127,8 @@ def openi_tables(
     root: str | Path | None = None, # folder of the images; None: `images` beside the table
 ) -> Iterator[dict]:
     "Records of the Open-i tables (Kaggle form)."
-    path, views = Path(path), {}
+    path = Path(path)
+    views: dict[str, list[tuple[bool, str]]] = {}
     root = root if root is not None else path.parent / "images"
     projections = path.with_name("indiana_projections.csv")
     for where, row in read_table(projections, ("uid", "filename", "projection")) if projections.exists() else ():

@@ -21,6 +21,7 @@ from .config import LABELS, R2GenKGError, atomic_path, progress
 from .grammar import DEVICE_KINDS, Finding, PhantomReport, write_report
 from .records import Entity, Relation, SentenceAnnotation, Study, save_studies
 from .signs import draw
+from .tensors import load_tensors
 
 _all_ = ["draw"]
 
@@ -148,7 +149,7 @@ def show_phantoms(
     rows = -(-len(phantoms) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.6 * rows), squeeze=False)
     for ax in axes.flat: ax.axis("off")
-    colours = dict(zip(LABELS, plt.get_cmap("tab10").colors * 2, strict=False))
+    colours = dict(zip(LABELS, plt.get_cmap("tab10")(range(10)).tolist() * 2, strict=False))
     for ax, p in zip(axes.flat, phantoms, strict=False):
         ax.imshow(p.image, cmap="gray", vmin=0, vmax=255)
         for k, m in p.masks.items(): ax.contour(m, [0.5], colors=[colours[k]], linewidths=0.7)
@@ -165,7 +166,7 @@ def findings_for_labels(
 ) -> tuple[Finding, ...]:
     "One finding per positive label."
     if odd := set(labels) - set(LABELS): raise R2GenKGError(f"label {min(odd)!r} is none of the 14 CheXpert labels")
-    found = []
+    found: list[Finding] = []
     for label in (*_PLACING, "Support Devices"):
         if labels.get(label) == 1: found.append(replace(random_finding(label, rng, _taken(label, found), style), **attributes.get(label, {})))
     return tuple(found)
@@ -239,20 +240,23 @@ def load_masks(
     id: str,              # study
 ) -> dict[str, np.ndarray]:
     "Label -> bool mask (H, W) of one study."
-    from safetensors.numpy import load_file
     path = Path(folder) / "masks" / f"{id}.safetensors"
     if not path.is_file(): raise R2GenKGError(f"{path}: no masks of study {id!r}")
-    return {k: np.unpackbits(m, axis=1, count=len(m)).astype(bool) for k, m in load_file(path).items()}
+    try: return {k: np.unpackbits(m.numpy(), axis=1, count=len(m)).astype(bool) for k, m in load_tensors(path)[0].items()}
+    except (ValueError, TypeError, IndexError) as e: raise R2GenKGError(f"{path}: not the masks of a phantom ({e})") from None
 
 # %% ../nbs/11_phantom.ipynb #load_truth
 def load_truth(
     folder: str | Path,   # written by `write_phantoms`
 ) -> dict[str, list[SentenceAnnotation]]:
     "Study id -> its sentences with true entities and relations."
-    truth, path = {}, Path(folder) / "truth.jsonl"
+    path = Path(folder) / "truth.jsonl"
     if not path.is_file(): raise R2GenKGError(f"{path}: no such file; write_phantoms makes it")
-    with open(path, encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
+    truth: dict[str, list[SentenceAnnotation]] = {}
+    for n, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
             truth[row["id"]] = [SentenceAnnotation(
                 s["text"], tuple(s["tokens"]), tuple(Entity(*e) for e in s["entities"]), tuple(Relation(*r) for r in s["relations"])) for s in row["sentences"]]
+        except (ValueError, KeyError, TypeError, RecursionError, R2GenKGError) as e: raise R2GenKGError(f"{path}:{n}: not a phantom's truth ({str(e)[:100]})") from None
     return truth

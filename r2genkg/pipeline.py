@@ -8,7 +8,7 @@ __all__ = ['STAGES', 'Stage', 'StageResult', 'draw_openi', 'make_studies', 'grap
            'build_from_file', 'read_texts', 'annotate_file', 'ask_file', 'evaluate_run']
 
 # %% ../nbs/52_pipeline.ipynb #code-2
-import contextlib, os, time
+import contextlib, logging, os, time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from .labels import label_reports
 from .llm_annotate import annotate_with_llm, estimate_run
 from .llm_client import LLMSettings
 from .phantom import draw_for_labels, write_phantoms
-from .records import check_images
+from .records import check_images, check_section
 from .studies import Study, load_studies, read_openi_package, read_studies, save_studies
 from .train import train
 from .vision_tokens import VisionTokens, extract_tokens
@@ -95,7 +95,10 @@ def make_studies(config: Config, paths: dict[str, Path], out: Path, work: Path) 
     c = config.studies
     if c.source == "phantom": studies = write_phantoms(out, c.n_train, c.n_val, c.n_test, seed=c.seed, size=c.image_size, style=c.style)
     elif c.source == "openi-phantom": studies = draw_openi(out, c.n_train, c.n_val, c.n_test, c.seed, c.image_size)
-    else: studies = _keep_first(read_studies(c.path, c.format, c.image_root or None, c.splits, c.labels or None), c)
+    else:
+        read = read_studies(c.path, c.format, c.image_root or None, c.splits, c.labels or None)
+        check_section(read, c.section, c.path)
+        studies = _keep_first(read, c)
     if not any(s.split == "train" for s in studies): raise R2GenKGError(f"{c.path or c.source}: no study in the training split")
     check_images(studies)                # now, not after an hour of training
     save_studies(studies, out / "studies.parquet")
@@ -238,7 +241,8 @@ def build_from_file(
     texts = [(s.id, s.report(section)) for s in chosen if s.report(section).strip()]
     if not texts: raise R2GenKGError(f"{studies}: no report with {section} in split {split!r}; nothing to build a graph from")
     graph = build_graph(progress(iter_annotations(texts, annotator), "annotating", len(texts)), options)
-    graph.meta["held-out reports"] = sum(s.split != "train" for s in chosen)   # on record: no graph for a model that is tested on them
+    graph.meta["held-out reports"] = held = sum(s.split != "train" for s in chosen)   # on record: training refuses such a graph
+    if held: logging.getLogger("r2genkg").warning("%d of %d reports are of validation or test studies: not for a model that is tested on them (--split train)", held, len(chosen))
     graph.save(out)
     return graph.stats()
 
@@ -283,6 +287,6 @@ def evaluate_run(run: str | Path) -> dict:
     run = Path(run)
     run = run / "run" if (run / "run").is_dir() else run
     if not (run / "stages.json").is_file(): raise R2GenKGError(f"{run}: not a run folder (stages.json is missing); make one with `r2genkg train`")
-    paths = {name: (run / path).resolve() for name, path in read_json(run / "stages.json").items()}
+    paths = {name: (run / path).resolve() for name, path in read_json(run / "stages.json", dict).items()}
     config = load_config(str(run / "config.yaml"))
     return evaluate(run, training_data(config, paths))["scores"]

@@ -143,7 +143,7 @@ def group_rates(
         mine = counts[names == name]
         drawn = mine[rng.integers(0, len(mine), (resamples, len(mine)))].sum(1)
         rates = [(ratio(c[..., 0], c[..., 0] + c[..., 2]), c[..., 1] / len(mine)) for c in (mine.sum(0), drawn)]
-        row = {"studies": len(mine), "findings": int(mine[:, [0, 2]].sum())}
+        row: dict[str, float] = {"studies": len(mine), "findings": int(mine[:, [0, 2]].sum())}
         for i, rate in enumerate(("recall", "false per study")):
             low, high = np.percentile(rates[1][i], (2.5, 97.5))
             row |= {rate: float(rates[0][i]), f"{rate} low": low, f"{rate} high": high}

@@ -11,12 +11,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .config import LABELS, R2GenKGError
+from .tensors import load_tensors
 
 # %% ../nbs/36_qformer.ipynb #build_qformer
 def build_qformer(
@@ -66,7 +67,7 @@ def load_qformer(
 
 # %% ../nbs/36_qformer.ipynb #read_tensors
 #: Hyper-parameters that the reference pickles beside its tensors; they are read as plain dictionaries.
-_PARAMS = [(OrderedDict, name) for name in ("argparse.Namespace", "lightning.fabric.utilities.data.AttributeDict",
+_PARAMS: list[Any] = [(OrderedDict, name) for name in ("argparse.Namespace", "lightning.fabric.utilities.data.AttributeDict",
            "lightning_fabric.utilities.data.AttributeDict", "pytorch_lightning.utilities.parsing.AttributeDict")]
 
 def read_tensors(
@@ -76,7 +77,7 @@ def read_tensors(
     path = Path(path)
     if not path.is_file(): raise R2GenKGError(f"{path}: no such checkpoint")
     try:
-        if path.suffix == ".safetensors": return load_file(path)
+        if path.suffix == ".safetensors": return load_tensors(path, finite=False)[0]
         with torch.serialization.safe_globals(_PARAMS): content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         named = re.search(r"GLOBAL (\S+)", str(e))
@@ -122,7 +123,7 @@ class DiseaseQueries(nn.Module):
 # %% ../nbs/36_qformer.ipynb #weights_visible
 @contextmanager
 def weights_visible(
-    model: nn.Module,  # a transformers model
+    model: Any,        # a transformers model
     wanted: bool,      # False: change nothing
 ):
     "Let a transformers model return attention weights inside the block."

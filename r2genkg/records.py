@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'ENTITY_TYPES', 'RELATION_TYPES', 'Study', 'Entity', 'Relation', 'SentenceAnnotation', 'clean_value',
-           'join_image', 'listed', 'split_name', 'hash_split', 'read_tree', 'read_split_ids', 'ReadReport', 'Studies',
-           'collect', 'save_studies', 'load_studies', 'check_section', 'check_images']
+           'visible', 'join_image', 'listed', 'split_name', 'hash_split', 'read_tree', 'read_split_ids', 'ReadReport',
+           'Studies', 'collect', 'save_studies', 'load_studies', 'check_section', 'check_images']
 
 # %% ../nbs/02_records.ipynb #code-2
 import hashlib, json, logging, math, os, re
@@ -109,6 +109,10 @@ def clean_value(
     return "" if text.lower() == "nan" else text
 
 # %% ../nbs/02_records.ipynb #join_image
+def visible(value: Any) -> Any:
+    "A text for a page without control characters, which a browser hides or obeys; other values stay. Markup is the template's business."
+    return type(value)(_CONTROL.sub("\ufffd", value)) if isinstance(value, str) else value
+
 def join_image(
     root: str | Path,  # folder that image paths are relative to
     name: str,         # path as a table gives it
@@ -161,7 +165,8 @@ def _entry_keys(entry: Any, where: str) -> list[str]:
 
 def read_split_ids(path: str | Path) -> dict[str, str]:
     "Study id -> split from a JSON file of three lists; an R2Gen IU-Xray id also counts as its Open-i uid, an image path as its study."
-    tree, split_of = read_tree(path), {}
+    tree: Any = read_tree(path)
+    split_of: dict[str, str] = {}
     if not isinstance(tree, dict) or not tree: raise R2GenKGError(f"{path}: expected lists of ids under train, val, test")
     for name, ids in tree.items():
         split = split_name(name, f"{path}: key {name!r}")
@@ -216,7 +221,9 @@ def collect(
 ) -> Studies:
     "Turn records into studies: ids unique, findings present, splits set; everything left out is counted and logged."
     split_of = {} if str(splits) in ("auto", "file", "hash") else read_split_ids(splits)
-    seen, kept, patients = set(), [], {}
+    seen: set[str] = set()
+    kept: list[Study] = []
+    patients: dict[str, set[str]] = {}
     for record in records:
         record = dict(record)
         where, drop, own = record.pop("where", report.source), record.pop("drop", ""), record.get("split", "") if str(splits) != "hash" else ""

@@ -28,6 +28,7 @@ from .config import LABELS, R2GenKGError, atomic_path, best_device, load_config,
 from .evidence import SentenceEvidence, explain_sentences, for_showing, heat_layer, node_phrases, patch_picture, resized
 from .images import read_image, to_pixels
 from .model import R2GenKG
+from .records import visible
 from .visualize import pick_nodes, plot_attention
 
 # %% ../nbs/61_report.ipynb #retrievedtoken
@@ -85,7 +86,13 @@ def run_folder(folder: str | Path) -> Path:
 def load_run(run: str | Path) -> tuple[R2GenKG, pd.DataFrame]:
     "The model of a run and the table of its vision tokens; raises `R2GenKGError` if the folder is no run."
     run = run_folder(run)
-    return R2GenKG.load(run, best_device()), pd.read_parquet(run / "tokens.parquet")
+    try: table = pd.read_parquet(run / "tokens.parquet", columns=["study", "label", "x0", "y0", "x1", "y1"])
+    except Exception as e:  # readers of damaged files raise many kinds
+        raise R2GenKGError(f"{run / 'tokens.parquet'}: not the table of a run's vision tokens ({str(e).splitlines()[0][:100]})") from None
+    model = R2GenKG.load(run, best_device())
+    if len(model.prefix.bank) not in (0, len(table)):
+        raise R2GenKGError(f"{run}: tokens.parquet has {len(table)} rows, bank.safetensors {len(model.prefix.bank)}; they are of different runs")
+    return model, table
 
 # %% ../nbs/61_report.ipynb #node_names
 def node_names(model: R2GenKG) -> tuple[str, ...]:
@@ -115,9 +122,10 @@ def _stage_files(run: Path, table: pd.DataFrame) -> tuple[dict[str, list[str]], 
     "Aliases of the graph's nodes, and the film of each token of the bank; empty where the stages are gone."
     from r2genkg.graph import M3KG
     from r2genkg.vision_tokens import VisionTokens
-    stages = {k: run / v for k, v in read_json(run / "stages.json").items()} if (run / "stages.json").is_file() else {}
-    aliases, films = {}, []
+    aliases: dict[str, list[str]] = {}
+    films: list[str] = []
     try:
+        stages = {k: run / str(v) for k, v in read_json(run / "stages.json", dict).items()} if (run / "stages.json").is_file() else {}
         if "m3kg" in stages and stages["m3kg"].is_dir():
             aliases = {n: list(a) for n, a in M3KG.load(stages["m3kg"]).nodes[["name", "aliases"]].itertuples(index=False)}
         bank = VisionTokens.load(stages["vision_tokens"]).table if "vision_tokens" in stages and stages["vision_tokens"].is_dir() else table[:0]
@@ -195,7 +203,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", "")   # DICOM exports oft
 
 def read_films(paths: Sequence[str | Path]) -> tuple[dict[str, np.ndarray], list[str]]:
     "Name -> film, at most 1024 pixels long, for files and for all images in folders; and why files of folders were passed over."
-    films, skipped = {}, []
+    films: dict[str, np.ndarray] = {}
+    skipped: list[str] = []
     for path in map(Path, paths):
         found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")) if path.is_dir() else [path]
         for file in found:
@@ -237,8 +246,8 @@ def png_uri(image: np.ndarray | Figure | Path) -> str:
 
 @lru_cache
 def page(template: str):
-    "A template of the package; everything put into it is escaped."
-    return Environment(loader=PackageLoader("r2genkg"), autoescape=select_autoescape(default=True, default_for_string=True)).get_template(template)
+    "A template of the package; everything put into it is escaped, control characters are shown as such."
+    return Environment(loader=PackageLoader("r2genkg"), autoescape=select_autoescape(default=True, default_for_string=True), finalize=visible).get_template(template)
 
 # %% ../nbs/61_report.ipynb #as_record
 def as_record(e: Explained) -> dict:
@@ -257,7 +266,7 @@ def as_text(e: Explained) -> str:
         tokens = [f"{e.tokens[m]['label']} of {e.tokens[m]['study']}" for m, _ in s.tokens]
         behind = {"states": stated, "graph nodes": s.named, "reads more": [n for n, _ in s.attended], "tokens": tokens}
         lines += ["", s.text, *[f"    {k}: {', '.join(v)}" for k, v in behind.items() if v]]
-    return "\n".join(lines) + "\n"
+    return visible("\n".join(lines) + "\n")
 
 #: Words for the values of a label, and for the groups of the prefix.
 STATED = {1.0: "present", 0.0: "absent", -1.0: "uncertain"}

@@ -150,7 +150,10 @@ class ScaleFuser(nn.Module):
 # %% ../nbs/35_rgcn.ipynb #weightcache
 class WeightCache:
     "Keeps one value for as long as the tensors it was made from stay the same."
-    steps, hook = 0, None   # optimiser steps of this process, counted from the first cache on
+    steps: int = 0          # optimiser steps of this process, counted from the first cache on
+    hook: Any = None
+    key: list | None
+    value: Any
 
     def __init__(self):
         self.clear()
@@ -170,7 +173,7 @@ class WeightCache:
     ) -> Any:
         "The kept value, or a new one if a tensor changed."
         device = tensors[0].device.type
-        key = [(t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype) for t in tensors]
+        key: list[Any] = [(t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype) for t in tensors]
         key += [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), WeightCache.steps]
         key += torch.stack([t.detach().reshape(-1)[0].float() for t in tensors]).tolist()
         if key != self.key:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
+from typing import Any
 
 from .assertion import Flags, assertions
 from .lexicon import Lexicon, Term, find_phrases, load_lexicon, phrase_table, tokenize, words_of
@@ -86,7 +87,8 @@ def find_groups(tokens: Sequence[str], entities: Sequence[Entity]) -> list[Group
     "Phrases of a sentence: runs of entities without a joint between them."
     covered = {i for e in entities for i in range(e.start, e.end + 1)}
     joints = [t for t in find_phrases([t.lower() for t in tokens], _joint_table()) if t.start not in covered]
-    groups, k = [], 0
+    groups: list[Group] = []
+    k = 0
     for n, entity in enumerate(entities):
         passed = []
         while k < len(joints) and joints[k].start < entity.start:
@@ -109,7 +111,8 @@ class _Phrases:
         self.kinds = [e.type.split("_")[0] for e in entities]
         self.bases = [lexicon.base(tokens[e.end].lower()) for e in entities]
         self.first = [tokens[e.start].lower() for e in entities]
-        self.places, self.found = lexicon.places, {}
+        self.places = lexicon.places
+        self.found: dict[tuple[int, int], Any] = {}
 
     def add(self, head: int, tail: int, kind: str) -> None:
         if head != tail and (tail, head) not in self.found: self.found.setdefault((head, tail), kind)
@@ -158,7 +161,10 @@ def _link_nouns(p: _Phrases, nouns: Sequence[int]) -> None:
 class _Thread:
     "What a sentence is speaking of while its phrases are read from left to right."
     def __init__(self, p: _Phrases):
-        self.p, self.heads, self.signs, self.pending, self.placed, self.stated = p, [], [], [], False, False
+        self.p, self.placed, self.stated = p, False, False
+        self.heads: list[int] = []
+        self.signs: list[int] = []
+        self.pending: list[int] = []
 
     def read(self, group: Group) -> None:
         "Take in the next phrase."

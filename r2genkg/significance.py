@@ -126,10 +126,10 @@ def compare(
 # %% ../nbs/48_significance.ipynb #holm
 def holm(p: Sequence[float]) -> np.ndarray:
     "Holm-adjusted p-values, in the given order."
-    p = np.asarray(p, dtype=float)
-    order = p.argsort()
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    values = np.asarray(p, dtype=float)
+    order = values.argsort()
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
     return adjusted
 
 # %% ../nbs/48_significance.ipynb #compare_runs

@@ -54,7 +54,8 @@ def draw(
     "Draw `findings` on a normal chest: uint8 image (H, W) and the bool mask (H, W) of each label."
     shape = sample_shape(rng, style)
     for f in findings: shape = reshape(shape, f, rng)
-    film, masks = Film(shape, size, rng), {}
+    film = Film(shape, size, rng)
+    masks: dict[str, np.ndarray] = {}
     draw_anatomy(film)
     for f in sorted(findings, key=lambda f: _ORDER.index(f.label)):
         mask = SIGNS[f.label](film, f, rng)
@@ -66,7 +67,7 @@ def _broken_ribs(f: Finding, g: float, shape: Shape, rng: np.random.Generator) -
     "Two or three neighbouring ribs with step and gap; heights of the zones as in the report."
     side, at = f.side or "left", rng.uniform(0.40, 0.58)
     v = {"upper": -0.42, "mid": -0.12, "lower": 0.12, "": -0.12}[f.zone] + rng.uniform(-0.06, 0.06)
-    first = round((v - rib_place(at)) / RIB + shape.rib_phase + 0.25 * (side == "left"))
+    first = round(float(v - rib_place(at)) / RIB + shape.rib_phase + 0.25 * (side == "left"))
     weak = 1.0 if f.certainty == "present" else 0.5
     step, gap = (0.062 + 0.012 * g) * rng.choice((-1, 1)) * weak, (0.028 + 0.008 * g) * weak
     return tuple((side, first + k, at + rng.uniform(-0.03, 0.03), float(step), float(gap)) for k in range(2 + round(g)))
@@ -78,9 +79,9 @@ def reshape(shape: Shape, f: Finding, rng: np.random.Generator) -> Shape:
     if f.label == "Cardiomegaly": return replace(shape, heart=1.24 + 0.26 * g if sure else 1.14)
     if f.label == "Enlarged Cardiomediastinum": return replace(shape, mediastinum=1.7 + 0.9 * g if sure else 1.4)
     if f.label == "Atelectasis" and f.side in ("right", "left"):
-        dome = list(shape.dome)
-        dome[f.side == "left"] -= (0.08 + 0.10 * g) * (1 if sure else 0.5)
-        return replace(shape, dome=tuple(dome))
+        right, left = shape.dome
+        rise = (0.08 + 0.10 * g) * (1 if sure else 0.5)
+        return replace(shape, dome=(right, left - rise) if f.side == "left" else (right - rise, left))
     if f.label == "Fracture": return replace(shape, breaks=shape.breaks + _broken_ribs(f, g, shape, rng))
     return shape
 
@@ -112,7 +113,7 @@ def _blob(film: Film, side: str, a: float, v: float, ra: float, rv: float) -> np
 @_sign("Lung Opacity")
 def opacity(film: Film, f: Finding, rng: np.random.Generator) -> np.ndarray:
     "Hazy patch: smooth, through which ribs and vessels still show."
-    g, k, total = _grade(f, rng), _contrast(f, rng), 0
+    g, k, total = _grade(f, rng), _contrast(f, rng), np.zeros_like(film.density)
     for side in _sides(f):
         a, v = _spot(film, f, side, rng)
         total = total + _blob(film, side, a, v, 0.16 + 0.10 * g, 0.14 + 0.10 * g) * film.lung[side]
@@ -123,7 +124,7 @@ def opacity(film: Film, f: Finding, rng: np.random.Generator) -> np.ndarray:
 @_sign("Consolidation")
 def consolidation(film: Film, f: Finding, rng: np.random.Generator) -> np.ndarray:
     "Dense lobe with a sharp fissure and dark air bronchograms."
-    g, k, total = _grade(f, rng), _contrast(f, rng), 0
+    g, k, total = _grade(f, rng), _contrast(f, rng), np.zeros_like(film.density)
     for side in _sides(f):
         a, tilt = film.a(side), rng.uniform(-0.35, 0.35)
         level = film.v - tilt * (a - 0.4) + rng.uniform(-0.03, 0.03)
@@ -138,7 +139,7 @@ def consolidation(film: Film, f: Finding, rng: np.random.Generator) -> np.ndarra
 @_sign("Pneumonia")
 def pneumonia(film: Film, f: Finding, rng: np.random.Generator) -> np.ndarray:
     "Fluffy confluent spots within a region: patchy where consolidation is even."
-    g, k, total = _grade(f, rng), _contrast(f, rng), 0
+    g, k, total = _grade(f, rng), _contrast(f, rng), np.zeros_like(film.density)
     for side in _sides(f):
         a, v = _spot(film, f, side, rng, 0.06)
         total = total + _blob(film, side, a, v, 0.20 + 0.10 * g, 0.18 + 0.10 * g) * film.lung[side]

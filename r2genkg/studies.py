@@ -131,7 +131,8 @@ def read_chexpert_plus(
     beside = path.parent / "chexbert_labels" / "findings_fixed.json"
     label_of = read_chexbert_labels(labels or beside) if labels or beside.exists() else {}
     wanted = ("path_to_image", "deid_patient_id", "section_findings", "section_impression", "frontal_lateral", "split")
-    studies, seen = {}, set()
+    studies: dict[str, list[tuple]] = {}
+    seen: set[str] = set()
     for where, row in read_table(path, wanted[:3]):
         stem = _image_stem(row["path_to_image"])
         if not stem: raise R2GenKGError(f"{where}: path_to_image is empty")

@@ -71,8 +71,11 @@ def run_stats(run: str | Path) -> dict[str, StudyStats]:
     "`report_stats` of a run's predictions; raises `R2GenKGError` if there are none."
     path = Path(run) / "predictions.jsonl"
     if not path.is_file(): raise R2GenKGError(f"{path}: no predictions; run `r2genkg evaluate` on the run")
-    rows = pd.read_json(path, lines=True, dtype={"id": str})
-    return report_stats(list(rows.reference), list(rows.hypothesis), label_rows(rows.reference_labels), label_rows(rows.hypothesis_labels))
+    try:
+        rows = pd.read_json(path, lines=True, dtype={"id": str})
+        return report_stats(list(rows.reference), list(rows.hypothesis), label_rows(rows.reference_labels), label_rows(rows.hypothesis_labels))
+    except (ValueError, TypeError, AttributeError, OSError, RecursionError) as e:
+        raise R2GenKGError(f"{path}: not a run's predictions ({str(e).splitlines()[0][:100]}); `r2genkg evaluate` writes them again") from None
 
 # %% ../nbs/55_tables.ipynb #shuffled_stats
 def shuffled_stats(run: str | Path, seed: int) -> dict[str, StudyStats]:
@@ -90,30 +93,30 @@ class Row:
 
 def measured_rows(outcomes: Sequence[Outcome], names: Sequence[str], stats: dict[Path, dict] | None = None) -> dict[str, Row]:
     "Rows of the variants `names`; `stats` keeps what was read, for the next table."
-    stats, rows = {} if stats is None else stats, {}
+    stats, rows = {} if stats is None else stats, dict[str, Row]()
     for name in names:
         mine = [o for o in outcomes if o.variant == name]
         done = [o for o in mine if o.run and not o.error]
-        for o in done:
-            if o.run not in stats: stats[o.run] = run_stats(o.run)
+        for run in (o.run for o in done):
+            if run and run not in stats: stats[run] = run_stats(run)
         reason = "" if done else f"not run: {mine[0].error}" if mine else "not run: not in this grid"
-        rows[name] = Row({o.seed: stats[o.run] for o in done}, [o.scores for o in done], reason)
+        rows[name] = Row({o.seed: stats[o.run] for o in done if o.run}, [o.scores for o in done], reason)
     return rows
 
 def baseline_rows(outcomes: Sequence[Outcome], name: str) -> dict[str, Row]:
     "The rows without a model, from the runs of the variant `name`."
-    done, rows = [o for o in outcomes if o.variant == name and o.run and not o.error], {}
-    for o in done:
-        for kind, scores in read_json(o.run / "metrics.json")["baselines"].items():
+    done, rows = [(o, o.run) for o in outcomes if o.variant == name and o.run and not o.error], dict[str, Row]()
+    for o, run in done:
+        for kind, scores in read_json(run / "metrics.json")["baselines"].items():
             row = rows.setdefault(kind, Row())
             row.scores.append(scores)
-            if kind == "shuffled images": row.stats[o.seed] = shuffled_stats(o.run, o.seed)
+            if kind == "shuffled images": row.stats[o.seed] = shuffled_stats(run, o.seed)
     return rows
 
 # %% ../nbs/55_tables.ipynb #cell
 def cell(key: str, row: Row, resamples: int = 1000) -> str:
     "Mean, standard deviation over seeds, interval over studies; empty without a value."
-    values = [s[key] for s in row.scores if s.get(key) is not None]
+    values = [v for s in row.scores if (v := s.get(key)) is not None]
     if not values: return ""
     text = f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
     if not all(key in s for s in row.stats.values()) or not row.stats: return text
@@ -199,7 +202,7 @@ def make_tables(
     resamples: int = 10_000,
 ) -> dict[str, pd.DataFrame]:
     "Write all tables as Markdown, CSV and LaTeX, and the tests behind them as CSV; one set per data set of the grid."
-    specs, stats, made = load_tables(), {}, {}
+    specs, stats, made = load_tables(), dict[Path, dict](), {}
     if odd := set(names) - set(specs): raise R2GenKGError(f"table {min(odd)!r} is none of {', '.join(specs)}")
     for part in dict.fromkeys(o.data for o in outcomes):
         mine = [o for o in outcomes if o.data == part]

@@ -20,7 +20,7 @@ import torch
 from .classifier import SwinClassifier, label_matrix
 from .config import LABELS, R2GenKGError, progress
 from .images import ImageCache, load_image, to_pixels
-from .records import Study
+from .records import Study, visible
 from .vision_tokens import VisionTokens, cam_class, pair_cams
 
 # %% ../nbs/33_token_audit.ipynb #mask_distance
@@ -219,7 +219,7 @@ def audit_form(retrievals: Sequence[Retrieval], bank: VisionTokens, image_size: 
                     "source": bank.table.study.iloc[row]} for row, weight in zip(r.rows, r.weights)]
         items.append({"number": number, "study": r.study, "query": r.query, "labels": ", ".join(r.positive) or "none",
                       "src": _data_uri(load_image(r.image, image_size)), "patches": patches})
-    page = Environment(loader=PackageLoader("r2genkg"), autoescape=True).get_template("token_audit.html.j2")
+    page = Environment(loader=PackageLoader("r2genkg"), autoescape=True, finalize=visible).get_template("token_audit.html.j2")
     return page.render(items=items, verdicts=VERDICTS)
 
 # %% ../nbs/33_token_audit.ipynb #read_verdicts

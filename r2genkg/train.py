@@ -12,21 +12,22 @@ __all__ = ['trainable_state', 'load_trainable', 'last_checkpoint', 'collapse_war
 import os, warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from .annotate import annotate
 from .attention import attention_spread
-from .batches import Collator, LengthGroupedSampler, TrainingData, make_dataset, training_texts
+from .batches import Collator, LengthGroupedSampler, TrainingData, check_held_out, make_dataset, training_texts
 from .classifier import SwinClassifier
-from .config import Config, R2GenKGError, best_device, progress, set_seed, write_json
+from .config import Config, DecodeConfig, R2GenKGError, best_device, progress, set_seed, write_json
 from .fusion import KnowledgePrefix
 from .granularity import ScaleGraph
 from .graph import M3KG
@@ -38,6 +39,7 @@ from .plan import check_memory
 from .qformer import load_qformer
 from .records import Study, check_images
 from .rgcn import confident_edges
+from .tensors import load_tensors
 
 # %% ../nbs/50_train.ipynb #trainable_state
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
@@ -46,7 +48,7 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 def load_trainable(model: nn.Module, path: str | Path) -> None:
     "Load what `trainable_state` gave; raises `R2GenKGError` if the names do not match the model."
-    state = load_file(path)
+    state, _ = load_tensors(path)
     wanted = set(trainable_state(model))
     if set(state) != wanted:
         odd = sorted(set(state) ^ wanted)
@@ -81,7 +83,7 @@ def primed_statements(
 # %% ../nbs/50_train.ipynb #attentionmonitor
 class AttentionMonitor(TrainerCallback):
     "Logs entropy and spread of KG2V over a few studies at the end of every epoch."
-    def __init__(self, trainer: "ReportTrainer", dataset: Dataset, count: int = 32):
+    def __init__(self, trainer: "ReportTrainer", dataset: Any, count: int = 32):
         self.trainer, self.batch = trainer, Collator(0)([dataset[i] for i in range(min(count, len(dataset)))])
 
     @torch.no_grad()
@@ -123,7 +125,7 @@ class ProgressCallback(TrainerCallback):
         for _ in range(state.global_step): next(self.bar, None)
 
     def on_step_end(self, args, state, control, **kwargs): next(self.bar, None)
-    def on_train_end(self, args, state, control, **kwargs): self.bar.close()
+    def on_train_end(self, args, state, control, **kwargs): self.bar.close()    # a generator: the terminal is given back
 
 class DataOrder(TrainerCallback):
     "Tells the sampler the epoch; the loader of a resumed distributed run does not reach it."
@@ -131,7 +133,7 @@ class DataOrder(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs): self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
 # %% ../nbs/50_train.ipynb #generate_all
-def generate_all(model: R2GenKG, dataset: Dataset, decode, label: str = "generating") -> list[str]:
+def generate_all(model: R2GenKG, dataset: Any, decode: DecodeConfig, label: str = "generating") -> list[str]:
     "Reports for every example of a dataset, in its order. Leaves the model in the mode it was in."
     mode, texts = model.training, []
     model.eval()
@@ -146,6 +148,9 @@ def generate_all(model: R2GenKG, dataset: Dataset, decode, label: str = "generat
 # %% ../nbs/50_train.ipynb #reporttrainer
 class ReportTrainer(Trainer):
     "Trainer whose evaluation generates reports and whose checkpoints hold only what trains."
+    optimizer: Any
+    control: Any
+
     def __init__(self, *args, decode, references: Sequence[str] = (), lr_prefix: float | None = None,
                  watch: Callable[[Sequence[str]], dict[str, float]] = lambda hypos: {}, **kwargs):
         self.decode, self.references, self.lr_prefix, self.watch = decode, list(references), lr_prefix, watch
@@ -163,10 +168,11 @@ class ReportTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save: return
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
         own = trainable_state(self.accelerator.unwrap_model(self.model))
         state = own if state_dict is None else {k: v for k, v in state_dict.items() if k in own}   # FSDP gives gathered tensors
-        save_file({k: v.contiguous() for k, v in state.items()}, Path(output_dir) / "model.safetensors")
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if self.is_fsdp_enabled: return super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -179,7 +185,7 @@ class ReportTrainer(Trainer):
         hypos = shared_reports(self)
         scores = nlg_scores(self.references, hypos, meteor=False)   # a Java start costs seconds
         if (warning := collapse_warning(hypos, self.references)) and self.is_world_process_zero(): warnings.warn(warning, stacklevel=2)
-        scores |= {"score": 0.5 * scores["BLEU-4"] + 0.5 * scores["CIDEr"], "distinct": len(set(hypos)) / len(hypos)} | self.watch(hypos)
+        scores |= {"score": 0.5 * (scores["BLEU-4"] or 0) + 0.5 * (scores["CIDEr"] or 0), "distinct": len(set(hypos)) / len(hypos)} | self.watch(hypos)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in scores.items() if v is not None}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -188,7 +194,8 @@ class ReportTrainer(Trainer):
 # %% ../nbs/50_train.ipynb #two_rates
 def two_rates(trainer: ReportTrainer, model: nn.Module) -> torch.optim.Optimizer:
     "The trainer's optimiser with another learning rate outside the language model."
-    decay, groups = set(trainer.get_decay_parameter_names(model)), {}
+    decay = set(trainer.get_decay_parameter_names(model))
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad: groups.setdefault((".llm." in f".{name}", name in decay), []).append(p)
     kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
@@ -284,6 +291,7 @@ def train(
     if best_device() == "cuda": torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))   # the card that the launcher gave this process
     set_seed(config.train.seed)
     check_images(data.studies)
+    check_held_out(data, config.train.allow_held_out)
     check_memory(config)
     model = build_model(config, data).to(best_device())
     trainer = make_trainer(config, data, model, work)

@@ -155,7 +155,7 @@ def distinct(
     most: int,
 ) -> list[int]:
     "Rows to keep, greedily, until there are `most`."
-    unit, kept = F.normalize(features.float(), dim=1), []
+    unit, kept = F.normalize(features.float(), dim=1), list[int]()
     for i in range(len(unit)):
         if len(kept) == most: break
         if not kept or float((unit[kept] @ unit[i]).max()) <= 1 - distance: kept.append(i)

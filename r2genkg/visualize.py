@@ -11,6 +11,7 @@ __all__ = ['COLOURS', 'DASHES', 'HEAT', 'MARKERS', 'new_figure', 'save_figure', 
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import networkx as nx
@@ -88,7 +89,7 @@ def plot_graph(
     nodes = nodes.nlargest(top, "count").set_index("key")
     inner = triples[triples.source.isin(nodes.index) & triples.target.isin(nodes.index) & (triples.source != triples.target)]
     edges = _backbone(inner, k)
-    graph = nx.MultiDiGraph()
+    graph: Any = nx.MultiDiGraph()
     graph.add_nodes_from(nodes.index)
     graph.add_edges_from((r.source, r.target, {"type": r.type, "count": r.count}) for r in edges[["source", "target", "type", "count"]].itertuples(name="Edge", index=False))
     fig, axes = new_figure(7, 5)
@@ -234,7 +235,7 @@ def plot_subgraph(
     best = ends[ends.node.isin(wanted)].sort_values("count", ascending=False).groupby("node").head(neighbours)
     edges = own.loc[sorted(set(best.index))]
     shown = nodes[nodes.key.isin({*wanted, *edges.source, *edges.target})].set_index("key")
-    graph = nx.MultiDiGraph()
+    graph: Any = nx.MultiDiGraph()
     graph.add_nodes_from(shown.index)
     graph.add_edges_from((r.source, r.target, {"type": r.type, "count": r.count}) for r in edges[["source", "target", "type", "count"]].itertuples(name="Edge", index=False))
     fig, axes = new_figure(5.2, 3.4)

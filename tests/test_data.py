@@ -234,3 +234,45 @@ def test_damaged_part_is_found_by_the_checksum(tmp_path, server):
 def test_nobody_there(tmp_path, server):
     with pytest.raises(R2GenKGError, match="answers 404"): fetch(f"{server.address}/none.tgz", tmp_path / "x.tgz")
     with pytest.raises(R2GenKGError, match="0 bytes are kept, run the same command again"): fetch("http://127.0.0.1:9/x.tgz", tmp_path / "x.tgz", pause=0.001)
+
+
+# --- what was made from held-out studies does not reach training -----------------------------------------------------------
+
+def test_graph_and_bank_of_held_out_studies_are_refused(tmp_path, caplog):
+    from dataclasses import replace
+
+    from r2genkg.graph import M3KG
+    from r2genkg.pipeline import build_from_file
+    from r2genkg.train import train
+    from toy_run import settings, toy_data
+    data = toy_data(tmp_path / "data")
+    rows = "".join(f'{s.id},{Path(s.images[0]).name},"{s.findings}",{s.split}\n' for s in data.studies)
+    (tmp_path / "data" / "t.csv").write_text("id,image,findings,split\n" + rows)
+    told = build_from_file(tmp_path / "data" / "t.csv", tmp_path / "all")
+    assert told["held-out reports"] == 4 and "4 of 28 reports are of validation or test studies" in caplog.text
+    assert build_from_file(tmp_path / "data" / "t.csv", tmp_path / "own", split="train")["held-out reports"] == 0
+    leaky = replace(data, graph=M3KG.load(tmp_path / "all"))
+    with pytest.raises(R2GenKGError, match="graph holds 4 reports outside the training split.*--split train.*train.allow_held_out"): train(settings(), leaky, tmp_path / "run")
+    bank = replace(data.tokens, table=data.tokens.table.assign(study="s25"))
+    with pytest.raises(R2GenKGError, match="1 studies outside the training split are in the bank.*'s25'"): train(settings(), replace(data, tokens=bank), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    few = ["train.epochs=0.1", "train.evals_per_epoch=0"]
+    train(settings(*few), replace(data, graph=M3KG.load(tmp_path / "own")), tmp_path / "run")
+    train(settings(*few, "train.allow_held_out=true"), leaky, tmp_path / "run2")
+
+
+def test_section_of_prepared_studies_is_held_to(tmp_path):
+    from r2genkg.pipeline import run_pipeline
+    prepare("iu-xray", r2gen(tmp_path / "iu", (4, 1, 1)), tmp_path / "p" / "studies.parquet", section="findings+impression")
+    given = ["studies.source=files", f"studies.path={tmp_path}/p/studies.parquet", "studies.n_train=0", "studies.n_val=0", "studies.n_test=0"]
+    with pytest.raises(R2GenKGError, match="prepared with section 'findings.impression', but 'findings' is asked for"): run_pipeline(load_config("demo", given),
+        tmp_path / "run", "studies")
+    run_pipeline(load_config("demo", [*given, "studies.section=findings+impression"]), tmp_path / "run", "studies")
+
+
+def test_chexpert_plus_as_the_laboratory_split_it(tmp_path):
+    told = prepare("chexpert-plus", plus(tmp_path / "plus", lines=False), tmp_path / "studies.parquet", splits="lab")
+    assert told["kept"] == 120 and 60 < told["train"] < 105 and told["test"] > told["val"] > 0 and told["patients in several splits"] == 0
+    assert "not public" in told["splits, note"] and told["known"].startswith("published: 40,463 / 5,780 / 11,562; here:")
+    assert load_studies(tmp_path / "studies.parquet").meta["splits"] == "lab"
+    with pytest.raises(R2GenKGError, match="'lab' is of chexpert-plus"): prepare("iu-xray", r2gen(tmp_path / "iu", (1, 0, 0)), tmp_path / "o.parquet", splits="lab")

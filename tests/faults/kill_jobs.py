@@ -1,0 +1,38 @@
+"""Commands for the kill tests, in processes forked from a server that has imported the libraries once."""
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import r2genkg.cli
+import r2genkg.demo
+import r2genkg.nlg
+import r2genkg.pipeline
+import r2genkg.report
+import r2genkg.tables
+import r2genkg.token_audit
+import torch
+
+
+def job(args: list[str], log: str) -> None:
+    """Run one command as the program does; METEOR, whose Java process takes seconds for each score, is left out."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    r2genkg.nlg.java_available = lambda: False
+    with open(log, "a", buffering=1) as file:
+        os.dup2(file.fileno(), 1); os.dup2(file.fileno(), 2)
+        sys.argv = ["r2genkg", *args]
+        r2genkg.cli.main(args)
+
+
+assert Path(r2genkg.cli.__file__).exists()
+
+
+def limited_job(args: list[str], log: str, limit: int) -> None:
+    """`job` where no file may grow beyond `limit` bytes; what the command prints goes through a pipe, which has no such limit."""
+    import resource
+    import subprocess
+    keeper = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=open(log, "w"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try: job(args, f"/proc/self/fd/{keeper.stdin.fileno()}")
+    finally: keeper.stdin.close(); os.close(1); os.close(2); keeper.wait(20)
