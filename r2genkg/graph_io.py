@@ -82,7 +82,8 @@ def to_networkx(graph: M3KG):
     for n in graph.nodes.rename(columns={"name": "label", "count": "total"}).itertuples():
         g.add_node(n.key, name=n.label, entity_type=n.entity_type, count=int(n.total), absent=int(n.absent), uncertain=int(n.uncertain), cui=n.cui)
     for t in graph.triples.rename(columns={"count": "total"}).itertuples():
-        g.add_edge(t.source, t.target, key=t.type, type=t.type, count=int(t.total), absent=int(t.absent), uncertain=int(t.uncertain))
+        g.add_edge(t.source, t.target, key=t.type, type=t.type, count=int(t.total), absent=int(t.absent), uncertain=int(t.uncertain),
+                   reports=_CONTROLS.sub("", ";".join(map(str, t.reports))))
     return g
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
@@ -102,7 +103,8 @@ def write_neo4j(graph: M3KG, out: Path) -> None:
                   "cui": graph.nodes.cui, "aliases:string[]": graph.nodes.aliases.map(lambda a: ";".join(a)), ":LABEL": labels}
                  ).to_csv(out / "nodes.csv", index=False, quoting=csv.QUOTE_ALL)
     t = graph.triples
-    pd.DataFrame({":START_ID": t.source, ":END_ID": t.target, ":TYPE": t.type.str.upper(), "count:int": t["count"], "absent:int": t.absent, "uncertain:int": t.uncertain}
+    pd.DataFrame({":START_ID": t.source, ":END_ID": t.target, ":TYPE": t.type.str.upper(), "count:int": t["count"], "absent:int": t.absent, "uncertain:int": t.uncertain,
+                  "reports:string[]": t.reports.map(lambda r: ";".join(map(str, r)))}
                  ).to_csv(out / "relationships.csv", index=False, quoting=csv.QUOTE_ALL)
 
 # %% ../nbs/28_graph_io.ipynb #to_hetero
