@@ -139,7 +139,7 @@ def score(
                            m3kg=M3KG.load(graph) if graph else None, radeval=[m for m in radeval.split(",") if m])
     scores = keep_preset(found.flat(), ce)
     if intervals: scores |= {f"{key} [95 %]": [row.low, row.high] for key, row in bootstrap(found.stats, [k for k in found.stats if k in scores]).iterrows()}
-    if confusion: scores["confusion"] = confusion_table(*found.labels).to_dict("index")
+    if confusion and found.labels: scores["confusion"] = confusion_table(*found.labels).to_dict("index")
     show(scores, as_json)
 
 # %% ../nbs/68_cli.ipynb #report

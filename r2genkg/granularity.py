@@ -122,7 +122,8 @@ def induced_edges(graph: M3KG, keys: Sequence[str], backbone: int = 0) -> pd.Dat
 def prefix_edges(graph: M3KG, keys: Sequence[str]) -> pd.DataFrame:
     "The most frequent triples until all of `keys` (the first of `order_triples`) are named; ends outside `keys` are left out."
     rows = graph.triples[graph.triples["count"] > 0].sort_values("count", ascending=False, kind="stable", ignore_index=True)
-    wanted, first = set(keys), {}
+    wanted = set(keys)
+    first: dict[str, int] = {}
     for i, (a, b) in enumerate(zip(rows.source, rows.target)): first.setdefault(a, i); first.setdefault(b, i)
     rows = rows[:max((first[k] for k in keys if k in first), default=-1) + 1]
     return rows[rows.source.isin(wanted) & rows.target.isin(wanted)]

@@ -51,7 +51,7 @@ def node_table(table: pd.DataFrame, merging: Merging) -> tuple[pd.DataFrame, dic
     keys, concept, clashes = node_keys(table, merging)
     names, surfaces = table.index.tolist(), defaultdict(list)
     component = [merging.component[s] for s in names]
-    for surface, c in zip(names, component): surfaces[c].append(surface)
+    for surface, part in zip(names, component): surfaces[part].append(surface)
     grouped = table.assign(component=component, name=names).groupby("component", sort=False)
     nodes = grouped[[*POLARITIES, "minority"]].sum().assign(name=grouped.name.first(), entity_type=grouped.type.first())
     facts = [(c.cui, c.definition, c.tui, c.score) if (c := concept.get(n)) else ("", "", "", np.nan) for n in nodes.index]
@@ -100,7 +100,8 @@ def triple_table(
     lost: Mapping[str, str],             # surface without a node -> why
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Triples between nodes, by count, and dropped ones with their reason."
-    found, dropped = defaultdict(lambda: dict.fromkeys(POLARITIES, 0)), Counter()
+    found: dict[tuple, dict[str, int]] = defaultdict(lambda: dict.fromkeys(POLARITIES, 0))
+    dropped: Counter = Counter()
     for (a, b, kind, sign), n in counts.triples.items():
         source, target = key_of.get(a), key_of.get(b)
         why = lost.get(a) or lost.get(b) or ("" if source and target else "never mentioned as an entity")

@@ -188,7 +188,7 @@ RELATION_COLOURS = {"modify": "#777777", "located_at": "#0072B2", "suggestive_of
 def layout(graph: M3KG, seed: int = 0) -> np.ndarray:
     "(N, 2) places of the nodes by springs, the first node in the middle, within 440 x 340 of it."
     import networkx as nx
-    g = nx.Graph()
+    g: nx.Graph = nx.Graph()
     g.add_nodes_from(graph.nodes.key)
     g.add_weighted_edges_from((t.source, t.target, float(np.log1p(t.present + t.uncertain))) for t in graph.triples.itertuples() if t.source != t.target)
     at = nx.spring_layout(g, k=2.2 / np.sqrt(max(1, len(g))), iterations=150, seed=seed)
@@ -203,7 +203,8 @@ def _page_nodes(graph: M3KG) -> list[dict]:
 
 def _page_edges(graph: M3KG, said: pd.DataFrame, sentences: int) -> list[dict]:
     "Edges as the page reads them; those between the same two nodes get lanes of their own."
-    place, lanes, rows = {k: i for i, k in enumerate(graph.nodes.key)}, {}, []
+    place, rows = {k: i for i, k in enumerate(graph.nodes.key)}, []
+    lanes: dict[tuple, int] = {}
     quotes = {k: p[["report", "polarity", "sentence"]].drop_duplicates().head(sentences).to_numpy().tolist() for k, p in said.groupby(["source", "type", "target"])}
     for t in graph.triples.rename(columns={"count": "total"}).itertuples():
         a, b = place[t.source], place[t.target]
@@ -235,7 +236,8 @@ def write_page(
 # %% ../nbs/28_graph_io.ipynb #_match
 def _match(a: M3KG, b: M3KG) -> dict[str, str]:
     "Key in B -> key in A of nodes that share a key, else a name, else an alias; of several, the more frequent node of A."
-    rows, owner = a.nodes.sort_values("count", ascending=False, kind="stable")[["key", "name", "aliases"]].to_numpy().tolist(), {}
+    rows = a.nodes.sort_values("count", ascending=False, kind="stable")[["key", "name", "aliases"]].to_numpy().tolist()
+    owner: dict[str, str] = {}
     for words in ([(k, k) for k, _, _ in rows], [(n, k) for k, n, _ in rows], [(x, k) for k, _, aliases in rows for x in aliases]):
         for word, key in words: owner.setdefault(str(word).lower(), key)
     found = {}

@@ -133,9 +133,10 @@ def kg_trace(
     from r2genkg.graph import M3KG, edge_sentences, edges_of
     from r2genkg.pipeline import read_texts
     if (annotations is None) == (studies is None): raise R2GenKGError("give either --annotations or --studies")
+    reports = read_texts(studies, section) if studies else []
     graph = M3KG.load(folder)
     ids = {i for names in edges_of(graph, source, target, relation).reports for i in names}
-    annotated = load_annotations(annotations) if annotations else iter_annotations([t for t in read_texts(studies, section) if every or str(t[0]) in ids], annotator)
+    annotated = load_annotations(annotations) if annotations else iter_annotations([t for t in reports if every or str(t[0]) in ids], annotator)
     show_rows(edge_sentences(graph, annotated, source, target, relation, every), as_json)
 
 def show_rows(table, as_json: bool) -> None:
