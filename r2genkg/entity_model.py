@@ -60,7 +60,7 @@ class SpanModel(nn.Module):
     "Encoder and span head (PURE, section 3.1)."
     def __init__(
         self,
-        encoder: nn.Module,              # of transformers, hidden width D
+        encoder: Any,                    # of transformers, hidden width D
         max_width: int = 8,              # W
         hidden: int = 150,               # H
         dropout: float = 0.2,

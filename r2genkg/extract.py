@@ -147,7 +147,7 @@ def train_extract(
     work = Path(out).with_name(f".{Path(out).name}.work-{fingerprint(config, relations, [(s.text, [str(e) for e in s.entities], [str(r) for r in s.relations]) for s in train])}")
     model = _new_model(config, relations)
     train_entities(model.entities, train, dev, model.pieces, config, work / "entity")
-    if relations == "model": model.related, _ = train_relations(model.relations, train, dev, model.pieces, config, work / "relation")
+    if model.relations is not None: model.related, _ = train_relations(model.relations, train, dev, model.pieces, config, work / "relation")
     model.to(best_device())
     model.scores = _held_back(model, parts["test"]) if parts["test"] else None
     model.save(out)
@@ -291,7 +291,7 @@ class RayWorker:
         self.run = run_here(replace(ExtractModel.load(folder), batch_size=batch_size))
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        return {"rows": [json.dumps(found) for text in rows["batch"] for found in self.run([json.loads(text)])]}
+        return {"rows": [json.dumps(found) for found in self.run(json.loads(text) for text in rows["batch"])]}
 
 def run_on_ray(folder: str, batch_size: int, workers: int, gpus: float, group: int = 2000) -> Callable[[Iterator[Batch]], Iterator[list[tuple[int, str]]]]:
     "As `run_here`, but on the workers of Ray Data, `group` batches under way at a time. Raises `R2GenKGError` without Ray."

@@ -40,7 +40,7 @@ class MarkerModel(nn.Module):
     "Encoder, typed markers and a head for pairs (PURE, section 3.2, with one pass per sentence)."
     def __init__(
         self,
-        encoder: nn.Module,              # of transformers, hidden width D
+        encoder: Any,                    # of transformers, hidden width D
         hidden: int = 150,               # H
         dropout: float = 0.2,
         reach: int = 10,                 # distances beyond are alike
