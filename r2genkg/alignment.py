@@ -94,9 +94,9 @@ def retrieval_loss(
     bank_labels: Tensor, # (M,) position of each token's label in `LABELS`
     labels: Tensor,      # (B, 14) of 1, 0, -1, NaN
 ) -> Tensor:
-    "Mean negative log of the weight on tokens of a study's present labels; 0 where no study has one."
-    mass = weights.float() @ F.one_hot(bank_labels, len(LABELS)).float()                   # (B, Q, 14)
-    present = labels == 1
+    "Mean negative log of the weight on tokens of a study's present labels; 0 where no study has one that the bank shows."
+    member = F.one_hot(bank_labels, len(LABELS)).float()                                   # (M, 14)
+    mass, present = weights.float() @ member, (labels == 1) & (member.sum(0) > 0)          # (B, Q, 14), (B, 14)
     own = (mass * present[:, None]).sum(-1).clamp(min=1e-8)
     known = present.any(1)
     return -(own.log().mean(1) * known).sum() / known.sum().clamp(min=1)
