@@ -169,6 +169,6 @@ def make_dataset(config: Config, model: R2GenKG, studies: Sequence[Study], cache
     cache.rows([p for s in studies for p in s.images[:config.studies.max_views]])   # decode all now, faults appear early
     images = image_reader(studies, cache, config.studies.max_views)
     visual = encode_views(model, images, len(studies)) if config.model.freeze_vision else None
-    wanted = config.model.query_labels or config.model.align_weight
+    wanted = config.model.query_labels or config.model.align_weight or config.model.retrieval_labels
     labels = torch.tensor(label_matrix(studies, study_labels(studies, config.studies.section))) if wanted else None
     return ReportDataset(training_texts(config, studies), model.tokenizer, config.train.target_length, images, visual, labels)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .alignment import NodeAlignment, QueryLabels
+from .alignment import NodeAlignment, QueryLabels, retrieval_loss
 from .attention import CrossAttentionBlock, NodeGate, choose_nodes, fade, node_scores
 from .config import LABELS, ModelConfig, R2GenKGError
 from .qformer import DiseaseQueries, VisualRetrieval, qformer_key
@@ -68,7 +68,7 @@ def _float_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 # %% ../nbs/39_fusion.ipynb #knowledgeprefix
 class KnowledgePrefix(nn.Module):
     "What the language model reads of an image: visual tokens, graph and vision tokens (paper Figure 1, SPEC 4.2-4.8)."
-    bank: Tensor; node_x: Tensor; node_edge_index: Tensor; node_edge_type: Tensor
+    bank: Tensor; bank_labels: Tensor; node_x: Tensor; node_edge_index: Tensor; node_edge_type: Tensor
     parts: Any                           # an `nn.ModuleDict`: its modules differ in what they can be asked
     groups: Any; num_tokens: Any; query_names: Any; from_official: Any   # set in the cells below
 
@@ -82,13 +82,14 @@ class KnowledgePrefix(nn.Module):
         num_visual: int = 49,            # V
         num_relations: int = 3,
         prune_kg: int | None = None,     # nodes per image that go on; None: config.prune_kg, and if that is None, all
+        bank_labels: Sequence[int] = (), # M positions in LABELS; read where config.retrieval_labels is set
     ):
         super().__init__()
         self.config, self.num_visual, self.num_relations = config, num_visual, num_relations
-        self.prune_kg = prune_kg or config.prune_kg
-        self.scales = list(scales)
+        self.prune_kg, self.scales = prune_kg or config.prune_kg, list(scales)
         self.dim_visual, self.dim_llm = dim_visual or config.dim, dim_llm
         self._check(bank)
+        self.register_buffer("bank_labels", torch.tensor(bank_labels, dtype=torch.long), persistent=False)
         self.register_buffer("bank", (torch.empty(0, config.dim_node) if bank is None else bank).float(), persistent=False)
         fed = self.scales if config.use_multi_scale else self.scales[config.feed_scale - 1:config.feed_scale]
         x, edge_index, edge_type, self.sizes = union_graph(fed) if fed else (torch.empty(0), torch.empty(0), torch.empty(0), [])
@@ -208,21 +209,26 @@ def ask(
     if "attention_visual" in prefix.parts:
         out["retrieved"], weights = prefix.parts["attention_visual"](answers, prefix.bank)
         if want_maps: maps["retrieval"] = weights
+        if seen is not None: seen["weights"] = weights
     if seen is not None: seen.update(out)
     return list(out.values())
 
 # %% ../nbs/39_fusion.ipynb #label_losses
 def label_losses(
     prefix: KnowledgePrefix,
-    seen: Mapping[str, Tensor],  # from `forward`: queries, retrieved, nodes
+    seen: Mapping[str, Tensor],  # from `forward`: queries, retrieved, weights, nodes
     labels: Tensor,              # (B, 14) of 1, 0, -1, NaN
 ) -> Tensor:
-    "Weighted sum of the losses that tie queries to labels and nodes; 0 without any."
-    parts, total = prefix.parts, labels.new_zeros(())
-    if "query_labels" in parts: total = total + prefix.config.query_labels * parts["query_labels"].loss(seen["queries"], labels)
+    "Weighted sum of the losses that tie queries, retrieval and nodes to labels; 0 without any. Raises `R2GenKGError` without the bank's labels."
+    parts, c, total = prefix.parts, prefix.config, labels.new_zeros(())
+    if c.retrieval_labels:
+        if len(prefix.bank_labels) != len(prefix.bank):
+            raise R2GenKGError(f"model.retrieval_labels: {len(prefix.bank_labels)} labels for {len(prefix.bank)} vision tokens; give bank_labels")
+        total = total + c.retrieval_labels * retrieval_loss(seen["weights"], prefix.bank_labels, labels)
+    if "query_labels" in parts: total = total + c.query_labels * parts["query_labels"].loss(seen["queries"], labels)
     if "align" in parts:
         answers = seen["queries"] + seen["retrieved"] if "retrieved" in seen else seen["queries"]
-        total = total + prefix.config.align_weight * parts["align"].loss(answers, seen["nodes"], labels)
+        total = total + c.align_weight * parts["align"].loss(answers, seen["nodes"], labels)
     return total
 
 def query_names(prefix: KnowledgePrefix) -> list[str]:

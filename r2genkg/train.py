@@ -27,7 +27,7 @@ from .annotate import annotate
 from .attention import attention_spread
 from .batches import Collator, LengthGroupedSampler, TrainingData, check_held_out, make_dataset, training_texts
 from .classifier import SwinClassifier
-from .config import Config, DecodeConfig, R2GenKGError, best_device, progress, set_seed, write_json
+from .config import LABELS, Config, DecodeConfig, R2GenKGError, best_device, progress, set_seed, write_json
 from .fusion import KnowledgePrefix
 from .granularity import ScaleGraph
 from .graph import M3KG
@@ -218,7 +218,8 @@ def build_model(config: Config, data: TrainingData) -> R2GenKG:
     llm, tokenizer = build_llm(config.llm, texts, config.llm.gradient_checkpointing)
     vision = SwinClassifier.load(data.classifier)
     prefix = KnowledgePrefix(config.model, believed_scales(config, data), data.tokens.features, dim_llm=llm.get_input_embeddings().embedding_dim,
-                             dim_visual=vision.backbone.num_features, prune_kg=config.model.prune_kg)
+                             dim_visual=vision.backbone.num_features, prune_kg=config.model.prune_kg,
+                             bank_labels=[LABELS.index(k) for k in data.tokens.table.label])
     if config.model.qformer_weights: load_qformer(prefix.parts["disease_queries"].qformer, config.model.qformer_weights)
     return R2GenKG(vision, prefix, llm, tokenizer, config)
 
