@@ -96,7 +96,7 @@ def demo(processes, tmp_path_factory) -> tuple[Path, float]:
 
 def test_demo(processes, demo, tmp_path):
     reference, seconds = demo
-    told = killed(processes, ["demo", "--out", tmp_path / "d", *TINY], tmp_path / "d", seconds, 3)
+    told = killed(processes, ["demo", "--out", tmp_path / "d", *TINY], tmp_path / "d", seconds, 2)
     same(contents(tmp_path / "d"), contents(reference), told)
     assert (tmp_path / "d" / "index.html").stat().st_size > 100_000
 
