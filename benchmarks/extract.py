@@ -79,7 +79,7 @@ def one_by_one(model: ExtractModel, text: str) -> list[SentenceAnnotation]:
     batch = collate_spans([word_inputs(s.tokens, model.pieces, model.config.lexicon) for s in sentences], model.pieces.pad)
     for k in ("input_ids", "attention_mask"): batch[k] = F.pad(batch[k], (0, 256 - batch[k].shape[1]))
     logits = model.entities.eval()(**batch)["logits"].numpy()
-    found = [replace(s, entities=_entities(s.tokens, decode_spans(x[:len(s.tokens)]))) for s, x in zip(sentences, logits, strict=True)]
+    found = [replace(s, entities=_entities(s.tokens, decode_spans(x[:len(s.tokens)], model.keep))) for s, x in zip(sentences, logits, strict=True)]
     return [replace(s, relations=tuple(rule_relations(s.tokens, s.entities))) for s in found]
 
 

@@ -40,6 +40,7 @@ class ExtractModel:
     relation_source: str = "model"       # model | rules | none
     scores: dict[str, Any] | None = None # of the held-back part
     batch_size: int = 64                 # sentences in one pass
+    keep: float = 0.0                    # how readily a span is an entity, see `decode_spans`; chosen on the development part
 
     def annotate(self, texts: Sequence[str]) -> list[SentenceAnnotation]:
         "One annotation per sentence."
@@ -55,7 +56,7 @@ class ExtractModel:
         return [join_windows(s.text, list(islice(rows, len(windows)))) if windows else s for s, windows in zip(sentences, cut, strict=True)]
 
     def _with_entities(self, windows: Sequence[SentenceAnnotation]) -> list[SentenceAnnotation]:
-        spans = find_spans(self.entities, [w.tokens for w in windows], self.pieces, self.batch_size, self.config.lexicon)
+        spans = find_spans(self.entities, [w.tokens for w in windows], self.pieces, self.batch_size, self.config.lexicon, self.keep)
         return [replace(w, entities=_entities(w.tokens, found), relations=()) for w, found in zip(windows, spans, strict=True)]
 
     def _with_relations(self, windows: Sequence[SentenceAnnotation]) -> list[SentenceAnnotation]:
@@ -69,7 +70,7 @@ class ExtractModel:
         h = hashlib.sha256()
         for m in (self.entities, self.relations):
             for name, t in m.state_dict().items() if m is not None else (): h.update(name.encode() + t.detach().cpu().contiguous().numpy().tobytes())
-        return fingerprint(h.hexdigest(), self.relation_source, [[*ends, *kinds] for ends, kinds in self.related.items()], self.config)
+        return fingerprint(h.hexdigest(), self.relation_source, self.keep, [[*ends, *kinds] for ends, kinds in self.related.items()], self.config)
 
     def to(self, device: str) -> "ExtractModel":
         "Move both models."
@@ -103,7 +104,7 @@ def _write_model(model: ExtractModel, folder: Path) -> None:
     if model.relations is not None: save_model(model.relations, str(folder / "relation.safetensors"))
     related = [[*ends, list(kinds)] for ends, kinds in model.related.items()]
     write_json(folder / "extract.json", {"format": 1, "config": model.config.model_dump(), "entity_types": ENTITY_TYPES, "relation_types": RELATION_TYPES,
-                                         "relation_source": model.relation_source, "related": related, "scores": model.scores})
+                                         "relation_source": model.relation_source, "related": related, "keep": model.keep, "scores": model.scores})
 
 def _read_model(folder: Path) -> ExtractModel:
     from safetensors import SafetensorError
@@ -122,7 +123,8 @@ def _read_model(folder: Path) -> ExtractModel:
         if made["relation_source"] == "model":
             relations = MarkerModel(encoder(), config.hidden, config.dropout)
             load_model(relations, folder / "relation.safetensors")
-        return ExtractModel(config, entities, relations, pieces, {(a, b): tuple(kinds) for a, b, kinds in made["related"]}, made["relation_source"], made["scores"])
+        return ExtractModel(config, entities, relations, pieces, {(a, b): tuple(kinds) for a, b, kinds in made["related"]},
+                            made["relation_source"], made["scores"], keep=float(made["keep"]))
     except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError, ValidationError) as e:
         raise R2GenKGError(f"{folder}: the extraction model is damaged ({type(e).__name__}: {str(e).splitlines()[0][:120]}); train again") from None
 
@@ -149,6 +151,7 @@ def train_extract(
     train_entities(model.entities, train, dev, model.pieces, config, work / "entity")
     if model.relations is not None: model.related, _ = train_relations(model.relations, train, dev, model.pieces, config, work / "relation")
     model.to(best_device())
+    if dev: model.keep = _best_bar(model, parts["dev"])
     model.scores = _held_back(model, parts["test"]) if parts["test"] else None
     model.save(out)
     shutil.rmtree(work, ignore_errors=True)
@@ -157,8 +160,14 @@ def train_extract(
 def _new_model(config: ExtractConfig, relations: str) -> ExtractModel:
     set_seed(config.seed)
     encoder, tokenizer = open_encoder(config.encoder)
+    span = SpanModel(encoder, config.max_width, config.hidden, config.dropout)
     pair = MarkerModel(open_encoder(config.encoder)[0], config.hidden, config.dropout) if relations == "model" else None
-    return ExtractModel(config, SpanModel(encoder, config.max_width, config.hidden, config.dropout), pair, WordPieces(tokenizer, config.max_pieces), {}, relations)
+    return ExtractModel(config, span, pair, WordPieces(tokenizer, config.max_pieces), {}, relations)
+
+def _best_bar(model: ExtractModel, sentences: Sequence[SentenceAnnotation]) -> float:
+    "The bar for entities with the best token F1; annotators forget terms more often than they invent some, so it is rarely 0."
+    bare = replace(model, relation_source="none")
+    return max((0.0, 0.5, 1.0, 1.5, -0.5), key=lambda keep: score_annotations(sentences, replace(bare, keep=keep).annotate_tokens(sentences))["token F1"])
 
 def _held_back(model: ExtractModel, sentences: Sequence[SentenceAnnotation]) -> dict[str, Any]:
     "Scores on unseen sentences; relations also between the annotated entities."
