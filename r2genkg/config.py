@@ -126,7 +126,7 @@ class ModelConfig(Section):
     node_gate: bool = False              # this and the next five are not in the paper, and act where the graph is used: nodes that an image ignores fade
     align_weight: float = Field(0.0, ge=0)  # contrastive loss between disease queries and the graph nodes of their labels
     query_labels: float = Field(0.0, ge=0)  # weight of a binary loss that ties query i to label i
-    retrieval_labels: float = Field(0.0, ge=0)  # weight of a loss that rewards retrieving tokens of labels that the study has
+    retrieval_labels: float = Field(0.0, ge=0)  # weight of a loss that rewards retrieving tokens of labels that the study has; acts with use_retrieval
     edge_min_count: int = Field(0, ge=0) # edges with less evidence are dropped; 0: none
     edge_min_lift: float = Field(0.0, ge=0)  # edges whose ends meet less often than this many times chance are dropped; 0: none
 
@@ -134,7 +134,6 @@ class ModelConfig(Section):
     def _needs_queries(self):
         for field in ("use_retrieval", "query_labels", "align_weight"):
             if getattr(self, field) and not self.use_queries: raise ValueError(f"{field} needs use_queries")
-        if self.retrieval_labels and not self.use_retrieval: raise ValueError("retrieval_labels needs use_retrieval")
         return self
 
 # %% ../nbs/00_config.ipynb #llmconfig

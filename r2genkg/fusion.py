@@ -221,7 +221,7 @@ def label_losses(
 ) -> Tensor:
     "Weighted sum of the losses that tie queries, retrieval and nodes to labels; 0 without any. Raises `R2GenKGError` without the bank's labels."
     parts, c, total = prefix.parts, prefix.config, labels.new_zeros(())
-    if c.retrieval_labels:
+    if c.retrieval_labels and "weights" in seen:
         if len(prefix.bank_labels) != len(prefix.bank):
             raise R2GenKGError(f"model.retrieval_labels: {len(prefix.bank_labels)} labels for {len(prefix.bank)} vision tokens; give bank_labels")
         total = total + c.retrieval_labels * retrieval_loss(seen["weights"], prefix.bank_labels, labels)
