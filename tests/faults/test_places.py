@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -111,6 +112,7 @@ def test_second_run_in_a_folder_is_refused(processes, tmp_path):  # noqa: F811
     first.start()
     until = time.time() + 60
     while not (tmp_path / "run" / ".lock").exists() and time.time() < until: time.sleep(0.02)
+    os.kill(first.pid, signal.SIGSTOP)             # it holds the folder until both others were told
     for other in (args, ["demo", "--out", tmp_path / "run", *TINY]):
         told = refused(processes, other, tmp_path / "second")
         assert "another run is working in this folder" in told and str(tmp_path / "run") in told
