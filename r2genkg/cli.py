@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from .config import R2GenKGError, load_config, preset_names
-from .console import AsJson, Set, show, storage_fault
+from .console import AsJson, Set, keep_freed_memory, show, storage_fault
 from .data_commands import annotate, data, extract, label
 from .kg_commands import kg
 
@@ -29,6 +29,7 @@ for command in (annotate, label): app.command()(command)
 def main(args: list[str] | None = None) -> None:
     "Entry point: runs the command; user faults become one line and exit code 1, Ctrl-C exit code 130."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    keep_freed_memory()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")   # of libraries, nothing a user can act on
     try: app(args=args, standalone_mode=True)
     except R2GenKGError as e:

@@ -122,6 +122,9 @@ def extract_train(
     lr_encoder: Annotated[Optional[float], typer.Option(help="Learning rate of the encoder; 2e-5 for a BERT of 12 layers.")] = None,
     test: Annotated[Optional[float], typer.Option(help="Share of reports held back and scored; 0: train on all.")] = None,
     dev: Annotated[Optional[float], typer.Option(help="Share of reports that picks the best epoch; 0: the last.")] = None,
+    members: Annotated[Optional[int], typer.Option(help="Entity models of other seeds that answer together.")] = None,
+    refit: Annotated[bool, typer.Option("--refit", help="Once the development part has picked the bar, train anew on it too.")] = False,
+    recurring: Annotated[bool, typer.Option("--recurring", help="Parts may share sentences, as reports of a corpus do; else what is scored was never seen.")] = False,
     relations: Annotated[str, typer.Option(help="auto | model | rules | none; auto: a model if the annotations have relations, else rules.")] = "auto",
     seed: Annotated[Optional[int], typer.Option(help="Of the split and of training.")] = None,
     as_json: AsJson = False,
@@ -130,7 +133,8 @@ def extract_train(
     from pydantic import ValidationError
     from r2genkg.entity_model import ExtractConfig
     from r2genkg.extract import read_annotations, train_extract
-    options = {"encoder": encoder, "epochs": epochs, "relation_epochs": relation_epochs, "batch_size": batch_size, "lr_encoder": lr_encoder, "test": test, "dev": dev, "seed": seed}
+    options = {"encoder": encoder, "epochs": epochs, "relation_epochs": relation_epochs, "batch_size": batch_size, "lr_encoder": lr_encoder, "test": test, "dev": dev,
+               "members": members, "refit": refit or None, "strict": False if recurring else None, "seed": seed}
     try: config = ExtractConfig(**{k: v for k, v in options.items() if v is not None})
     except ValidationError as e: raise R2GenKGError(f"--{str(e.errors()[0]['loc'][0]).replace('_', '-')}: {e.errors()[0]['msg']}") from None
     model = train_extract(read_annotations(annotations), out, config, relations)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .config import LABELS, Config, atomic_path, fingerprint, is_current, read_json, stamp, write_json
+from .config import LABELS, Config, R2GenKGError, atomic_path, fingerprint, is_current, read_json, stamp, write_json
 from .experiments import ZERO_KG, Outcome, run_grid, score_table, write_table
 from .figures import run_figures, study_figures
 from .graph import M3KG
@@ -160,6 +160,7 @@ def run_demo(
     out, seen, start = Path(out), [], time.perf_counter()
     def note(result: StageResult) -> None: seen.append(result); echo(result)
     outcomes = run_grid(config, ZERO_KG, out, echo=note)
+    if failed := [o for o in outcomes if o.error]: raise R2GenKGError(f"{out}: the run {failed[0].variant!r} failed: {failed[0].error}")
     made_from = fingerprint("page", [r.hash for r in seen])
     if not is_current(out / "figures", made_from):
         run = Run.open(out, config, outcomes)

@@ -42,8 +42,9 @@ def split_reports(
     dev: float = 0.1,    # share of reports
     test: float = 0.2,
     seed: int = 0,
+    strict: bool = True, # no two parts share a sentence
 ) -> dict[str, list[SentenceAnnotation]]:
-    "Sentences, with repeats, of the parts `PARTS`; no two parts share a sentence. Raises `R2GenKGError` if a part would be empty."
+    "Sentences, with repeats, of the parts `PARTS`. Raises `R2GenKGError` if a part would be empty."
     texts: dict[str, list[SentenceAnnotation]] = {}
     for _, sentences in reports:
         if sentences: texts.setdefault(" ".join(sentence_key(s.text) for s in sentences), []).extend(sentences)
@@ -52,7 +53,7 @@ def split_reports(
     cut = {"test": order[:n_test], "dev": order[n_test:n_test + n_dev], "train": order[n_test + n_dev:]}
     parts, seen = {}, set()
     for name, keys in cut.items():
-        kept = [s for key in keys for s in texts[key] if sentence_key(s.text) not in seen]
+        kept = [s for key in keys for s in texts[key] if not strict or sentence_key(s.text) not in seen]
         seen |= {sentence_key(s.text) for s in kept}
         parts[name] = kept
     empty = [name for name, share in (("train", 1), ("dev", dev), ("test", test)) if share and not parts[name]]

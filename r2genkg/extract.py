@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from .annotate import annotation_line, read_answers, register_annotator
 from .assertion import assertions
 from .config import R2GenKGError, atomic_path, best_device, fingerprint, progress, read_json, set_seed, write_json
-from .entity_model import ExtractConfig, SpanModel, find_spans, train_entities
+from .entity_model import ExtractConfig, SpanEnsemble, SpanModel, find_spans, train_entities
 from .examples import WordPieces, cut_windows, distinct_sentences, join_windows, open_encoder, score_annotations, split_reports
 from .lexicon import split_sentences, tokenize
 from .records import ENTITY_TYPES, RELATION_TYPES, Entity, SentenceAnnotation
@@ -33,7 +33,7 @@ from .rules import find_relations as rule_relations
 class ExtractModel:
     "Entity model and relation model with what they need: an annotator (`annotator=\"model:DIR\"`)."
     config: ExtractConfig
-    entities: SpanModel
+    entities: SpanEnsemble
     relations: MarkerModel | None        # None: see `relation_source`
     pieces: WordPieces
     related: dict[tuple[str, str], tuple[str, ...]]
@@ -95,10 +95,13 @@ def _entities(tokens: Sequence[str], found: Sequence[tuple[int, int, int]]) -> t
     return tuple(Entity(a, b, kind, kind in ("disorder_present", "devices_present") and bool(hedged[a])) for (a, b, _), kind in zip(found, kinds, strict=True))
 
 # %% ../nbs/23_extract.ipynb #_write_model
+def _new_spans(config: ExtractConfig, encoder: Callable[[], Any]) -> SpanEnsemble:
+    return SpanEnsemble([SpanModel(encoder(), config.max_width, config.hidden, config.dropout) for _ in range(config.members)])
+
 def _write_model(model: ExtractModel, folder: Path) -> None:
     from safetensors.torch import save_model
     folder.mkdir()
-    model.entities.encoder.config.save_pretrained(folder / "encoder")
+    model.entities.members[0].encoder.config.save_pretrained(folder / "encoder")
     model.pieces.tokenizer.save_pretrained(folder / "encoder")
     save_model(model.entities, str(folder / "entity.safetensors"))
     if model.relations is not None: save_model(model.relations, str(folder / "relation.safetensors"))
@@ -118,7 +121,7 @@ def _read_model(folder: Path) -> ExtractModel:
         config = ExtractConfig.model_validate(made["config"])
         def encoder(): return AutoModel.from_config(AutoConfig.from_pretrained(folder / "encoder"))
         pieces = WordPieces(AutoTokenizer.from_pretrained(folder / "encoder"), config.max_pieces)
-        entities, relations = SpanModel(encoder(), config.max_width, config.hidden, config.dropout), None
+        entities, relations = _new_spans(config, encoder), None
         load_model(entities, folder / "entity.safetensors")
         if made["relation_source"] == "model":
             relations = MarkerModel(encoder(), config.hidden, config.dropout)
@@ -143,26 +146,29 @@ def train_extract(
 ) -> ExtractModel:
     "Train both models and write their folder; a cut training goes on. Raises `R2GenKGError` for annotations that teach nothing."
     if relations not in ("auto", "model", "rules", "none"): raise R2GenKGError(f"relations {relations!r}: use auto, model, rules or none")
-    parts = split_reports(reports, config.dev, config.test, config.seed)
-    train, dev = distinct_sentences(parts["train"]), distinct_sentences(parts["dev"])
+    parts = split_reports(reports, config.dev, config.test, config.seed, config.strict)
+    train, dev = (distinct_sentences(parts[k]) if config.strict else parts[k] for k in ("train", "dev"))
     if relations == "auto": relations = "model" if any(s.relations for s in train) else "rules"
     work = Path(out).with_name(f".{Path(out).name}.work-{fingerprint(config, relations, [(s.text, [str(e) for e in s.entities], [str(r) for r in s.relations]) for s in train])}")
-    model = _new_model(config, relations)
-    train_entities(model.entities, train, dev, model.pieces, config, work / "entity")
-    if model.relations is not None: model.related, _ = train_relations(model.relations, train, dev, model.pieces, config, work / "relation")
-    model.to(best_device())
+    model = _train_new(config, relations, train, dev, work / "chosen")
     if dev: model.keep = _best_bar(model, parts["dev"])
+    if config.refit: model = replace(_train_new(config, relations, [*train, *dev], [], work / "refit"), keep=model.keep)
     model.scores = _held_back(model, parts["test"]) if parts["test"] else None
     model.save(out)
     shutil.rmtree(work, ignore_errors=True)
     return model
 
-def _new_model(config: ExtractConfig, relations: str) -> ExtractModel:
+def _train_new(config: ExtractConfig, relations: str, train: Sequence[SentenceAnnotation], dev: Sequence[SentenceAnnotation], work: Path) -> ExtractModel:
+    "Fresh models, trained; checkpoints lie in `work`."
     set_seed(config.seed)
-    encoder, tokenizer = open_encoder(config.encoder)
-    span = SpanModel(encoder, config.max_width, config.hidden, config.dropout)
-    pair = MarkerModel(open_encoder(config.encoder)[0], config.hidden, config.dropout) if relations == "model" else None
-    return ExtractModel(config, span, pair, WordPieces(tokenizer, config.max_pieces), {}, relations)
+    pieces = WordPieces(open_encoder(config.encoder)[1], config.max_pieces)
+    spans, pair, related = _new_spans(config, lambda: open_encoder(config.encoder)[0]), None, {}
+    for n, member in enumerate(spans.members):
+        train_entities(member, train, dev, pieces, config.model_copy(update={"seed": config.seed + n}), work / f"entity-{n}")
+    if relations == "model":
+        pair = MarkerModel(open_encoder(config.encoder)[0], config.hidden, config.dropout)
+        related, _ = train_relations(pair, train, dev, pieces, config, work / "relation")
+    return ExtractModel(config, spans, pair, pieces, related, relations).to(best_device())
 
 def _best_bar(model: ExtractModel, sentences: Sequence[SentenceAnnotation]) -> float:
     "The bar for entities with the best token F1; annotators forget terms more often than they invent some, so it is rarely 0."

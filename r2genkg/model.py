@@ -103,7 +103,7 @@ class R2GenKG(nn.Module):
         width = llm.get_input_embeddings().embedding_dim
         if width != prefix.dim_llm: raise R2GenKGError(f"the prefix is {prefix.dim_llm} wide, the language model's embeddings are {width}")
         for name, ids in zip(("before", "after"), prompt_ids(config.llm.prompt, tokenizer), strict=True):
-            self.register_buffer(f"prompt_{name}", torch.tensor(ids), persistent=False)
+            self.register_buffer(f"prompt_{name}", torch.tensor(ids, dtype=torch.long), persistent=False)
         self._no_split_modules = list(getattr(llm, "_no_split_modules", None) or [])   # the layers that FSDP wraps
         if vision is not None and config.model.freeze_vision: vision.requires_grad_(False)
         if hasattr(vision, "head"): vision.head.requires_grad_(False)   # a classifier's logits take no part here

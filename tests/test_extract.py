@@ -20,13 +20,13 @@ import torch
 from r2genkg.annotate import annotate, load_annotations, save_annotations
 from r2genkg.cli import main
 from r2genkg.config import R2GenKGError, set_seed
-from r2genkg.entity_model import ExtractConfig, SpanModel
+from r2genkg.entity_model import ExtractConfig, SpanEnsemble, SpanModel
 from r2genkg.examples import WordPieces, open_encoder, sentence_key, split_reports
 from r2genkg.extract import ExtractModel, extract_corpus, extract_corpus_ray, read_annotations, train_extract
 from r2genkg.grammar import write_report
 from r2genkg.lexicon import split_sentences
 from r2genkg.phantom import sample_findings
-from r2genkg.records import RELATION_TYPES, SentenceAnnotation
+from r2genkg.records import ENTITY_TYPES, RELATION_TYPES, SentenceAnnotation
 from r2genkg.relation_model import MarkerModel, possible_pairs
 
 COMMAND = str(Path(sys.executable).with_name("r2genkg"))
@@ -56,9 +56,9 @@ def folder(tmp_path_factory, encoder) -> Path:
     kinds = ("anatomy", "concept", "disorder_present", "devices_present")
     related = {(a, b): RELATION_TYPES for a in kinds for b in kinds}
     model, tokenizer = open_encoder(str(encoder))
-    made = ExtractModel(config, SpanModel(model, 3, 16), MarkerModel(open_encoder(str(encoder))[0], 16), WordPieces(tokenizer), related)
+    made = ExtractModel(config, SpanEnsemble([SpanModel(model, 3, 16)]), MarkerModel(open_encoder(str(encoder))[0], 16), WordPieces(tokenizer), related)
     with torch.no_grad():
-        made.entities.rest[-1].weight.mul_(20)
+        made.entities.members[0].rest[-1].weight.mul_(20)
         made.relations.rest[-1].weight.mul_(20)
     out = tmp_path_factory.mktemp("model") / "m"
     made.save(out)
@@ -168,6 +168,19 @@ def test_only_possible_pairs_are_scored(folder, monkeypatch):
     assert sum(seen) == possible < sum(len(s.entities) * (len(s.entities) - 1) for s in sentences)
     model.related, before = {}, len(seen)
     assert all(not s.relations for s in model.annotate_tokens(sentences, keep_entities=True)) and len(seen) == before
+
+
+def test_typed_markers_do_not_depend_on_what_is_read_first(folder):
+    """ReXKG's relation script saves its markers before it makes them, so inference numbers them anew by order of appearance."""
+    model = ExtractModel.load(folder)
+    sentences = [s for r in written(20) for s in r.sentences if s.entities]
+    forwards = model.annotate_tokens(sentences, keep_entities=True)
+    assert ExtractModel.load(folder).annotate_tokens(sentences[::-1], keep_entities=True)[::-1] == forwards
+    devices = ENTITY_TYPES.index("devices_present")
+    with torch.no_grad():
+        model.relations.marker.weight[[devices, len(ENTITY_TYPES) + devices]] *= -30
+    changed = [s for s, a, b in zip(sentences, forwards, model.annotate_tokens(sentences, keep_entities=True)) if a != b]
+    assert changed and all("devices_present" in {e.type for e in s.entities} for s in changed)
 
 
 def test_batches_do_not_change_what_is_found(folder, corpus):
