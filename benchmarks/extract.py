@@ -3,7 +3,7 @@
     python benchmarks/extract.py [--shared ../shared/data] [--out FILE] [--work DIR] [--parts entities,phantoms,openi,speed]
 
 Entities: trained on four fifths of ReXKG's GPT-4o answers (a part of these picks the epoch), scored on the other fifth, of
-which no sentence is in training; the rules beside it. Relations: on phantoms, whose truth is exact, and on Open-i reports
+which no sentence is in training (with --recurring no report); the rules beside it, and the annotator on copies of a sentence. Relations: on phantoms, whose truth is exact, and on Open-i reports
 annotated by the rules (which says how well rules are learnt, nothing about GPT-4o). Speed: the corpus run beside ReXKG's
 way, every report on its own and every sentence padded to 256. A run that was cut off goes on with the same --work.
 """
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from r2genkg.annotate import annotate
 from r2genkg.config import read_json, set_seed, write_json
 from r2genkg.entity_model import ExtractConfig, collate_spans, decode_spans, word_inputs
-from r2genkg.examples import WordPieces, distinct_sentences, open_encoder, score_annotations, split_reports
+from r2genkg.examples import WordPieces, distinct_sentences, open_encoder, score_annotations, sentence_key, split_reports
 from r2genkg.extract import ExtractModel, _entities, extract_corpus, read_annotations, sentence_row, train_extract
 from r2genkg.grammar import write_report
 from r2genkg.lexicon import split_sentences, tokenize
@@ -37,6 +37,14 @@ from r2genkg.rules import RulesAnnotator
 from r2genkg.rules import find_relations as rule_relations
 
 
+def self_agreement(reports: list) -> dict:
+    """Each copy of a repeated sentence against another copy of it: how well the annotator agrees with itself."""
+    copies: dict[tuple, list[SentenceAnnotation]] = {}
+    for s in (s for _, sentences in reports for s in sentences): copies.setdefault((sentence_key(s.text), len(s.tokens)), []).append(s)
+    pairs = [(s, same[(n + 1) % len(same)]) for same in copies.values() if len(same) > 1 for n, s in enumerate(same)]
+    return {"copies": len(pairs)} | {k: v for k, v in score_annotations(*zip(*pairs)).items() if k in ("token F1", "span F1")}
+
+
 def entities(args: argparse.Namespace, config: ExtractConfig) -> dict | str:
     """Scores of the entity model and of the rules on the same held-back fifth."""
     path = Path(args.shared) / "rexkg" / "gpt4o_entities_500.json"
@@ -45,9 +53,9 @@ def entities(args: argparse.Namespace, config: ExtractConfig) -> dict | str:
     done = (args.work / "model" / "extract.json").exists()
     model = ExtractModel.load(args.work / "model") if done else train_extract(reports, args.work / "model", config)
     seconds = None if done else round(time.perf_counter() - start)
-    parts, engine = split_reports(reports, config.dev, config.test, config.seed), RulesAnnotator()
+    parts, engine = split_reports(reports, config.dev, config.test, config.seed, config.strict), RulesAnnotator()
     result = {"config": model.config.model_dump(), "sentences": {k: len(v) for k, v in parts.items()}, "distinct": {k: len(distinct_sentences(v)) for k, v in parts.items()},
-              "training seconds (None: trained before)": seconds}
+              "training seconds (None: trained before)": seconds, "annotator with itself": self_agreement(reports)}
     for part in ("dev", "test"):
         for name, found in (("model", model.annotate_tokens(parts[part])), ("rules", [engine.annotate_sentence(s.text) for s in parts[part]])):
             scores = score_annotations(parts[part], found)
@@ -112,9 +120,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=ExtractConfig().epochs)
     parser.add_argument("--relation-epochs", type=int, default=ExtractConfig().relation_epochs)
     parser.add_argument("--no-lexicon", action="store_true", help="without the vocabulary as an input of the entity model")
+    parser.add_argument("--members", type=int, default=1, help="entity models of other seeds that answer together")
+    parser.add_argument("--refit", action="store_true", help="train anew on the development part too")
+    parser.add_argument("--recurring", action="store_true", help="deal reports, whose sentences recur, instead of sentences")
     parser.add_argument("--reports", type=int, default=100, help="of the speed test")
     args = parser.parse_args()
-    config, wanted = ExtractConfig(encoder=args.encoder, epochs=args.epochs, relation_epochs=args.relation_epochs, lexicon=not args.no_lexicon), args.parts.split(",")
+    config, wanted = ExtractConfig(encoder=args.encoder, epochs=args.epochs, relation_epochs=args.relation_epochs, lexicon=not args.no_lexicon,
+                                   members=args.members, refit=args.refit, strict=not args.recurring), args.parts.split(",")
     result = read_json(args.out) if args.out and Path(args.out).exists() else {}
     result["machine"] = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}"
     rng = np.random.default_rng(20_261)
