@@ -3,8 +3,9 @@
     python benchmarks/extract.py [--shared ../shared/data] [--out FILE] [--work DIR] [--parts entities,phantoms,openi,speed]
 
 Entities: trained on four fifths of ReXKG's GPT-4o answers (a part of these picks the epoch), scored on the other fifth, of
-which no sentence is in training (with --recurring no report); the rules beside it, and the annotator on copies of a sentence. Relations: on phantoms, whose truth is exact, and on Open-i reports
-annotated by the rules (which says how well rules are learnt, nothing about GPT-4o). Speed: the corpus run beside ReXKG's
+which no sentence is in training (with --recurring no report); the rules beside it, and the annotator on copies of a
+sentence. Relations: on phantoms, whose truth is exact, and on Open-i reports annotated by the rules (which says how well
+rules are learnt, nothing about GPT-4o). Speed: the corpus run beside ReXKG's
 way, every report on its own and every sentence padded to 256. A run that was cut off goes on with the same --work.
 """
 import argparse

@@ -90,6 +90,8 @@ class SpanModel(nn.Module):
 # %% ../nbs/21_entity_model.ipynb #spanensemble
 class SpanEnsemble(nn.Module):
     "Span models that answer together."
+    members: Any                         # an `nn.ModuleList` of `SpanModel`
+
     def __init__(self, members: Sequence[SpanModel]):
         super().__init__()
         self.members = nn.ModuleList(members)

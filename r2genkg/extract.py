@@ -162,7 +162,8 @@ def _train_new(config: ExtractConfig, relations: str, train: Sequence[SentenceAn
     "Fresh models, trained; checkpoints lie in `work`."
     set_seed(config.seed)
     pieces = WordPieces(open_encoder(config.encoder)[1], config.max_pieces)
-    spans, pair, related = _new_spans(config, lambda: open_encoder(config.encoder)[0]), None, {}
+    spans, pair = _new_spans(config, lambda: open_encoder(config.encoder)[0]), None
+    related: dict[tuple[str, str], tuple[str, ...]] = {}
     for n, member in enumerate(spans.members):
         train_entities(member, train, dev, pieces, config.model_copy(update={"seed": config.seed + n}), work / f"entity-{n}")
     if relations == "model":
