@@ -278,8 +278,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     start = f".{path.name}.partial-{platform.node()}-"
     tmp = path.with_name(f"{start}{os.getpid()}")
-    for old in path.parent.glob(f"{glob.escape(start)}*"):
-        if old == tmp or not _alive(old.name.removeprefix(start)): _remove(old)     # left by a killed process
+    for old in path.parent.glob(f"*{glob.escape(start)}*"):                          # and what was being written beside it for it
+        if old == tmp or not _alive(old.name.rpartition("-")[2]): _remove(old)      # left by a killed process
     try:
         yield tmp
         if path.is_dir() and tmp.exists(): _remove(path)
