@@ -36,9 +36,6 @@ class ConvStem(nn.Sequential):
             before = after
         super().__init__(*layers, nn.Conv2d(before, width, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images.contiguous(memory_format=torch.channels_last))   # faster on a CPU, the same up to rounding
-
 # %% ../nbs/31_classifier.ipynb #_check_sizes
 def _check_sizes(config: ClassifierConfig, image_size: int) -> None:
     "Raise `R2GenKGError` naming the field that cannot work."
