@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainingData', 'check_held_out', 'training_texts', 'study_labels', 'ReportDataset', 'Collator', 'views_to_pixels',
-           'LengthGroupedSampler', 'image_reader', 'encode_views', 'make_dataset']
+           'LengthGroupedSampler', 'image_reader', 'encode_views', 'cached_features', 'make_dataset']
 
 # %% ../nbs/49_batches.ipynb #code-2
 from collections.abc import Callable, Sequence
@@ -14,19 +14,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from .classifier import label_matrix
-from .config import Config, R2GenKGError, progress
+from .config import Config, R2GenKGError, atomic_path, fingerprint, progress
 from .granularity import ScaleGraph
 from .graph import M3KG
-from .images import ImageCache, to_pixels
+from .images import ImageCache, image_key, to_pixels
 from .labels import label_reports
 from .model import R2GenKG
 from .records import Study
 from .studies import clean_report
+from .tensors import load_tensors, weights_key
 from .vision_tokens import VisionTokens
 
 # %% ../nbs/49_batches.ipynb #trainingdata
@@ -38,6 +40,7 @@ class TrainingData:
     tokens: VisionTokens
     classifier: Path                     # folder of the SwinClassifier that gives the vision encoder
     graph: M3KG | None = None            # for edge confidence, and to watch for statements that it suggests
+    cache: Path | None = None            # decoded images, visual features, small language models; runs may share it; None: in the run's work folder
 
     def split(self, name: str) -> list[Study]:
         "The studies of one split that have findings."
@@ -161,6 +164,14 @@ def encode_views(model: R2GenKG, images: Callable[[int], np.ndarray], count: int
         parts.append(model.encode(**{k: v.to(model.device) for k, v in views.items()}).cpu())
     return torch.cat(parts)
 
+def cached_features(config: Config, model: R2GenKG, studies: Sequence[Study], images: Callable[[int], np.ndarray], cache_dir: Path) -> Tensor:
+    "`encode_views` of these studies, read from `cache_dir` where these images and weights were encoded before."
+    views = [[image_key(path) for path in s.images[:config.studies.max_views]] for s in studies]
+    path = cache_dir / f"features-{fingerprint(weights_key(model.vision), config.studies.image_size, str(model.device), views)}.safetensors"
+    if not path.is_file():
+        with atomic_path(path) as tmp: save_file({"visual": encode_views(model, images, len(studies)).contiguous()}, tmp)
+    return load_tensors(path, ["visual"])[0]["visual"]
+
 # %% ../nbs/49_batches.ipynb #make_dataset
 def make_dataset(config: Config, model: R2GenKG, studies: Sequence[Study], cache_dir: Path) -> ReportDataset:
     "Examples of some studies; features instead of images when the vision encoder is frozen. Raises `R2GenKGError` if there are none."
@@ -168,7 +179,7 @@ def make_dataset(config: Config, model: R2GenKG, studies: Sequence[Study], cache
     cache = ImageCache(cache_dir, config.studies.image_size)
     cache.rows([p for s in studies for p in s.images[:config.studies.max_views]])   # decode all now, faults appear early
     images = image_reader(studies, cache, config.studies.max_views)
-    visual = encode_views(model, images, len(studies)) if config.model.freeze_vision else None
+    visual = cached_features(config, model, studies, images, cache_dir) if config.model.freeze_vision else None
     wanted = config.model.query_labels or config.model.align_weight or config.model.retrieval_labels
     labels = torch.tensor(label_matrix(studies, study_labels(studies, config.studies.section))) if wanted else None
     return ReportDataset(training_texts(config, studies), model.tokenizer, config.train.target_length, images, visual, labels)

@@ -90,7 +90,7 @@ def audit(run: Run) -> pd.DataFrame | None:
     if run.config.studies.source != "phantom": return None
     methods = list(dict.fromkeys((run.config.tokens.method, *AUDITED)))
     tests = [s for s in run.studies if s.split == "test"]
-    cache = ImageCache(run.root / ".work" / "audit", run.config.studies.image_size)
+    cache = ImageCache(run.root / ".work" / "cache", run.config.studies.image_size)
     return audit_table(audit_maps(SwinClassifier.load(run.root / "classifier"), tests, lambda s: load_masks(run.root / "studies", s.id), methods, cache=cache))
 
 def audit_cells(table: pd.DataFrame) -> pd.DataFrame:

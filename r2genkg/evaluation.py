@@ -101,7 +101,7 @@ def evaluate(
     run = Path(run)
     model = (model or R2GenKG.load(run, best_device())).eval()
     config, test, train = model.cfg, data.split("test"), data.split("train")
-    cache = Path(work or run / "work") / "images"
+    cache = data.cache or Path(work or run / "work") / "cache"
     test_set = make_dataset(config, model, test, cache)
     hypos = generate_all(model, test_set, config.decode)
     refs, train_texts = training_texts(config, test), training_texts(config, train)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'StageResult', 'draw_openi', 'make_studies', 'graph_corpus', 'make_graph', 'make_scale_graphs',
-           'make_classifier', 'make_tokens', 'training_data', 'make_run', 'stage_hash', 'run_pipeline',
+           'cache_folder', 'make_classifier', 'make_tokens', 'training_data', 'make_run', 'stage_hash', 'run_pipeline',
            'build_from_file', 'read_texts', 'annotate_file', 'ask_file', 'evaluate_run']
 
 # %% ../nbs/52_pipeline.ipynb #code-2
@@ -24,6 +24,7 @@ from .config import Config, R2GenKGError, atomic_path, fingerprint, is_current, 
 from .evaluation import MAIN_SCORE, evaluate
 from .granularity import load_scales, make_scales, save_scales
 from .graph import M3KG, GraphOptions, build_graph
+from .images import ImageCache
 from .labels import label_reports
 from .llm_annotate import annotate_with_llm, estimate_run
 from .llm_client import LLMSettings
@@ -132,11 +133,17 @@ def make_scale_graphs(config: Config, paths: dict[str, Path], out: Path, work: P
     return "nodes " + ", ".join(str(len(s.x)) for s in scales) + "; edges " + ", ".join(f"{s.edge_index.shape[1]:,}" for s in scales)
 
 # %% ../nbs/52_pipeline.ipynb #make_classifier
+def cache_folder(paths: Mapping[str, Path]) -> Path | None:
+    "Where runs on the same studies keep decoded images and what they may share; None where nothing may be written."
+    root = paths["studies"].parent
+    return root / ".work" / "cache" if os.access(root, os.W_OK) else None
+
 def make_classifier(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `classifier`: Swin on the 14 labels."
     studies = load_studies(paths["studies"] / "studies.parquet")
     labels = study_labels(studies, config.studies.section)
-    metrics = train_classifier(studies, config.classifier, out, labels, work, config.studies.image_size)
+    cache = ImageCache(cache_folder(paths) or work / "cache", config.studies.image_size)
+    metrics = train_classifier(studies, config.classifier, out, labels, work, config.studies.image_size, cache=cache)
     return f"macro AUROC {metrics['macro_auroc']:.3f} on {metrics['split']}"
 
 # %% ../nbs/52_pipeline.ipynb #make_tokens
@@ -144,7 +151,8 @@ def make_tokens(config: Config, paths: dict[str, Path], out: Path, work: Path) -
     "Stage `vision_tokens`: Grad-CAM patches of the training images."
     studies = [s for s in load_studies(paths["studies"] / "studies.parquet") if s.split == "train"]
     labels = study_labels(studies, config.studies.section)
-    tokens = extract_tokens(SwinClassifier.load(paths["classifier"]), studies, config.tokens, labels=labels)
+    cache = ImageCache(cache_folder(paths) or work / "cache", config.studies.image_size)
+    tokens = extract_tokens(SwinClassifier.load(paths["classifier"]), studies, config.tokens, labels, cache)
     tokens.save(out)
     tokens.attach(M3KG.load(paths["m3kg"])).save(out / "m3kg")   # the graph with its visual tokens
     return f"{len(tokens.table):,} tokens of {tokens.table.label.nunique()} labels"
@@ -153,7 +161,7 @@ def make_tokens(config: Config, paths: dict[str, Path], out: Path, work: Path) -
 def training_data(config: Config, paths: dict[str, Path]) -> TrainingData:
     "What training reads, from the stages' folders."
     return TrainingData(studies=load_studies(paths["studies"] / "studies.parquet"), scales=load_scales(paths["scales"]),
-                        tokens=VisionTokens.load(paths["vision_tokens"]), classifier=paths["classifier"], graph=M3KG.load(paths["m3kg"]))
+                        tokens=VisionTokens.load(paths["vision_tokens"]), classifier=paths["classifier"], graph=M3KG.load(paths["m3kg"]), cache=cache_folder(paths))
 
 def make_run(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `run`: the trained model, its test predictions and scores."

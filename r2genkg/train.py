@@ -208,7 +208,8 @@ def shared_reports(trainer: ReportTrainer) -> list[str]:
 def build_model(config: Config, data: TrainingData) -> R2GenKG:
     "Vision encoder of the classifier, knowledge prefix of graph and tokens, language model of the preset."
     texts = training_texts(config, data.split("train"))
-    llm, tokenizer = build_llm(config.llm, texts, config.llm.gradient_checkpointing)
+    llm, tokenizer = build_llm(config.llm, texts, config.llm.gradient_checkpointing, cache=data.cache)
+    set_seed(config.train.seed)          # the rest starts the same whether the language model was pretrained now or before
     vision = SwinClassifier.load(data.classifier)
     prefix = KnowledgePrefix(config.model, believed_scales(config, data), data.tokens.features, dim_llm=llm.get_input_embeddings().embedding_dim,
                              dim_visual=vision.backbone.num_features, prune_kg=config.model.prune_kg,
@@ -251,9 +252,9 @@ def tensorboard(folder: Path) -> TrainerCallback:
 
 def make_trainer(config: Config, data: TrainingData, model: R2GenKG, work: Path) -> ReportTrainer:
     "Data sets, trainer and what watches it; `work` holds checkpoints, decoded images and the TensorBoard log."
-    c, val = config.train, _first(data.split("val"), config.train.n_val)
-    train_set = make_dataset(config, model, data.split("train"), work / "images")
-    val_set, refs = (make_dataset(config, model, val, work / "images"), training_texts(config, val)) if c.evals_per_epoch else (None, [])
+    c, val, cache = config.train, _first(data.split("val"), config.train.n_val), data.cache or work / "cache"
+    train_set = make_dataset(config, model, data.split("train"), cache)
+    val_set, refs = (make_dataset(config, model, val, cache), training_texts(config, val)) if c.evals_per_epoch else (None, [])
     watch = {"watch": primed_statements(data.graph, refs)} if refs and data.graph is not None else {}
     trainer = ReportTrainer(model=model, args=training_arguments(config, work / "checkpoints", len(train_set)), train_dataset=train_set, eval_dataset=val_set,
                             data_collator=Collator(model.tokenizer.pad_token_id), decode=config.decode, references=refs, lr_prefix=c.lr_prefix, **watch)
