@@ -86,12 +86,13 @@ def _score_figure(run: Run, folder: Path) -> Path:
 AUDITED = ("gradcam", "gradcamelementwise", "hirescam", "layercam")
 
 def audit(run: Run) -> pd.DataFrame | None:
-    "Pointing game on the test studies, per method and label; None where no finding has a mask."
+    "Pointing game on the positive labels of the test studies, per method and label; None where no finding has a mask."
     if run.config.studies.source != "phantom": return None
     methods = list(dict.fromkeys((run.config.tokens.method, *AUDITED)))
     tests = [s for s in run.studies if s.split == "test"]
     cache = ImageCache(run.root / ".work" / "cache", run.config.studies.image_size)
-    return audit_table(audit_maps(SwinClassifier.load(run.root / "classifier"), tests, lambda s: load_masks(run.root / "studies", s.id), methods, cache=cache))
+    def drawn(s: Study) -> dict[str, np.ndarray]: return {k: m for k, m in load_masks(run.root / "studies", s.id).items() if (s.labels or {}).get(k) == 1}
+    return audit_table(audit_maps(SwinClassifier.load(run.root / "classifier"), tests, drawn, methods, cache=cache))
 
 def audit_cells(table: pd.DataFrame) -> pd.DataFrame:
     "The macro means of every method, and the labels under the first method, as text cells."
