@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Annotator', 'register_annotator', 'get_annotator', 'iter_annotations', 'annotate', 'annotation_line',
-           'save_annotations', 'load_annotations', 'Replay', 'read_answers']
+           'save_annotations', 'load_annotations', 'Replay', 'read_answers', 'annotate_file']
 
 # %% ../nbs/16_annotate.ipynb #code-2
 import importlib, json, logging, re
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .answers import answered_sentence
-from .config import R2GenKGError, atomic_path, read_json
+from .config import R2GenKGError, atomic_path, progress, read_json
 from .lexicon import split_sentences
 from .records import Entity, Relation, SentenceAnnotation
 from .rules import RulesAnnotator
+from .studies import read_texts
 
 # %% ../nbs/16_annotate.ipynb #annotator
 class Annotator(Protocol):
@@ -204,3 +205,10 @@ def _join_records(rows: Sequence[Any], path: str | Path) -> dict[str, dict]:
         report = reports.setdefault(str(key).rpartition("_")[0], {"res": {}, "res_relation": {}})
         report["res"][sentence], report["res_relation"][sentence] = entities, row.get("relations", [])
     return reports
+
+# %% ../nbs/16_annotate.ipynb #annotate_file
+def annotate_file(studies: str | Path, out: str | Path, annotator: str = "rules", section: str = "findings", sample: int = 0) -> dict:
+    "Annotate the reports of a file of studies into a JSONL file; gives counts."
+    texts = read_texts(studies, section, sample)
+    save_annotations(out, progress(iter_annotations(texts, annotator), "annotating", len(texts)))
+    return {"reports": len(texts), "file": str(out)}

@@ -52,8 +52,9 @@ def demo(
     as_json: AsJson = False,
 ):
     "The whole pipeline on embedded data: graph, tokens, training, scores, figures and OUT/index.html."
+    config = load_config(preset, set_)   # before the slow imports: faults appear at once
     from r2genkg.demo import run_demo
-    show(run_demo(out, load_config(preset, set_)), as_json)
+    show(run_demo(out, config), as_json)
 
 # %% ../nbs/68_cli.ipynb #presets
 @app.command()
@@ -72,9 +73,9 @@ def train(
     as_json: AsJson = False,
 ):
     "Make all files that training needs, train, and score the test split. Under `accelerate launch`: train on several cards."
+    config, first = load_config(preset, set_), not int(os.environ.get("RANK", 0))   # before the slow imports: faults appear at once
     from r2genkg.pipeline import run_pipeline
-    first = not int(os.environ.get("RANK", 0))
-    done = run_pipeline(load_config(preset, set_), out, upto, echo=lambda r: typer.echo(f"{r.name:14} {r.note}", err=True) if first else None)
+    done = run_pipeline(config, out, upto, echo=lambda r: typer.echo(f"{r.name:14} {r.note}", err=True) if first else None)
     if first: show({name: str(r.path) for name, r in done.items()} | {"result": [*done.values()][-1].note}, as_json)
 
 # %% ../nbs/68_cli.ipynb #tables

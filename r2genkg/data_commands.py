@@ -69,7 +69,8 @@ def annotate(
     as_json: AsJson = False,
 ):
     "Reports -> entities and relations per sentence, one report a line. An interrupted llm run goes on without paying twice."
-    from r2genkg.pipeline import annotate_file, ask_file
+    from r2genkg.annotate import annotate_file
+    from r2genkg.llm_annotate import ask_file
     if not annotator.startswith("llm"): return show(annotate_file(studies, out, annotator, section, sample), as_json)
     settings = llm_options(annotator.partition(":")[2], allow_external=allow_external or None, max_cost=max_cost, base_url=base_url or None,
                            concurrency=concurrency, price=(price_input, price_output))
@@ -154,7 +155,7 @@ def extract_run(
 ):
     "Annotate a corpus with trained models; the same command goes on after an interruption."
     from r2genkg.extract import extract_corpus, extract_corpus_ray
-    from r2genkg.pipeline import read_texts
+    from r2genkg.studies import read_texts
     texts = read_texts(studies, section)
     done = extract_corpus_ray(texts, model, out, ray, gpus_per_worker, batch_size) if ray else extract_corpus(texts, model, out, batch_size)
     show(done, as_json)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['NODE_COLUMNS', 'TRIPLE_COLUMNS', 'SENTENCE_COLUMNS', 'node_keys', 'node_table', 'segment', 'compose', 'triple_table',
            'M3KG', 'graph_from_counts', 'build_graph', 'merge_report', 'alias_owner', 'find_node', 'stated_triples',
-           'edges_of', 'edge_sentences', 'save_graph', 'load_graph', 'graph_stats', 'import_rexkg', 'read_triples']
+           'edges_of', 'edge_sentences', 'save_graph', 'load_graph', 'graph_stats', 'build_from_file', 'import_rexkg',
+           'read_triples']
 
 # %% ../nbs/27_graph.ipynb #code-2
-import difflib, re
+import difflib, logging, re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +19,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .config import R2GenKGError, atomic_path, read_json, write_json
+from .annotate import iter_annotations
+from .config import R2GenKGError, atomic_path, progress, read_json, write_json
 from .linker import Concept
 from .merging import SHARED_COLUMNS, GraphOptions, Merging, merge_surfaces, shared_aliases
 from .mentions import NODE_TYPES, POLARITIES, Counts, count_reports, joint_polarity, normalise, polarity, surface_table, unfit
 from .records import RELATION_TYPES, SentenceAnnotation
+from .studies import read_studies
 
 # %% ../nbs/27_graph.ipynb #node_keys
 def node_keys(table: pd.DataFrame, merging: Merging) -> tuple[dict[int, str], dict[int, Concept], list[tuple[str, str, str]]]:
@@ -305,6 +308,26 @@ def graph_stats(graph: M3KG) -> dict:
             "degree mean": round(float(degree.mean()), 2), "degree max": int(degree.max()),
             **{f"dropped {k}": int(n) for k, n in graph.drops.groupby("what").n.sum().items()},
             **{k: v for k, v in graph.meta.items() if isinstance(v, (int, float))}}
+
+# %% ../nbs/27_graph.ipynb #build_from_file
+def build_from_file(
+    studies: str | Path,                 # any form that `read_studies` knows
+    out: str | Path,                     # folder of the graph
+    annotator: str = "rules",
+    split: str = "all",                  # comma-separated splits, or all
+    section: str = "findings",
+    options: GraphOptions = GraphOptions(),
+) -> dict:
+    "Build a graph from a file of studies; gives its statistics and the number of held-out reports in it. Raises `R2GenKGError` if no report has findings."
+    wanted = set(split.split(","))
+    chosen = [s for s in read_studies(studies) if split == "all" or s.split in wanted]
+    texts = [(s.id, s.report(section)) for s in chosen if s.report(section).strip()]
+    if not texts: raise R2GenKGError(f"{studies}: no report with {section} in split {split!r}; nothing to build a graph from")
+    graph = build_graph(progress(iter_annotations(texts, annotator), "annotating", len(texts)), options)
+    graph.meta["held-out reports"] = held = sum(s.split != "train" for s in chosen)   # on record: training refuses such a graph
+    if held: logging.getLogger("r2genkg").warning("%d of %d reports are of validation or test studies: not for a model that is tested on them (--split train)", held, len(chosen))
+    graph.save(out)
+    return graph.stats()
 
 # %% ../nbs/27_graph.ipynb #_cui
 def _cui(value: str | None) -> str:

@@ -37,7 +37,7 @@ def kg_build(
     from r2genkg.granularity import embed_texts
     from r2genkg.linker import get_linker
     from r2genkg.merging import GraphOptions
-    from r2genkg.pipeline import build_from_file
+    from r2genkg.graph import build_from_file
     embed = partial(embed_texts, embedder=embedder) if merge_threshold else None
     options = GraphOptions(min_count=min_count, linker=get_linker(linker), merge_threshold=merge_threshold, embed=embed)
     show(build_from_file(studies, out, annotator, split, section, options), as_json)
@@ -131,7 +131,7 @@ def kg_trace(
     "The sentences that state an edge, with the reports that they stand in."
     from r2genkg.annotate import iter_annotations, load_annotations
     from r2genkg.graph import M3KG, edge_sentences, edges_of
-    from r2genkg.pipeline import read_texts
+    from r2genkg.studies import read_texts
     if (annotations is None) == (studies is None): raise R2GenKGError("give either --annotations or --studies")
     reports = read_texts(studies, section) if studies else []
     graph = M3KG.load(folder)

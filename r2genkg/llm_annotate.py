@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Journal', 'answer_key', 'documents', 'run_async', 'Asker', 'Outcome', 'ask_all', 'RunSummary', 'answer_paths',
-           'annotate_with_llm', 'Estimate', 'estimate_run', 'load_llm_settings', 'LLMAnnotator']
+           'annotate_with_llm', 'Estimate', 'estimate_run', 'load_llm_settings', 'LLMAnnotator', 'ask_file']
 
 # %% ../nbs/19_llm_annotate.ipynb #code-2
 import asyncio, json, os, threading
@@ -25,6 +25,7 @@ from .llm_answers import (ENTITY_PROMPT, RELATION_PROMPT, UnusableAnswer, entity
 from .llm_client import (Budget, BudgetSpent, CallFailed, LLMClient, LLMSettings, Reply, check_endpoint, dollars, estimate_tokens,
                                 price_of)
 from .records import SentenceAnnotation
+from .studies import read_texts
 
 # %% ../nbs/19_llm_annotate.ipynb #journal
 class Journal:
@@ -342,3 +343,22 @@ class LLMAnnotator:
         return [[a for d in parts for a in (outcome.done | bare)[d]] for parts in reports]
 
 register_annotator("llm", lambda spec: LLMAnnotator(load_llm_settings(spec)))
+
+# %% ../nbs/19_llm_annotate.ipynb #ask_file
+def ask_file(
+    studies: str | Path,                 # any form that `read_studies` knows
+    out: str | Path,                     # annotations.jsonl; answers, rejects and the summary stand beside it
+    settings: LLMSettings,
+    section: str = "findings",
+    sample: int = 0,                     # the first reports only (1,000 in the paper); 0: all
+    dry_run: bool = False,               # estimate calls, tokens and cost; send nothing
+    partial: bool = False,               # write the finished reports even if others are left
+) -> dict:
+    "Let a language model annotate the reports of a file (paper, Figure 2, step 1). Raises `R2GenKGError` if reports are left without `partial`."
+    texts = read_texts(studies, section, sample)
+    if dry_run: return asdict(estimate_run(texts, out, settings))
+    summary = annotate_with_llm(texts, out, settings, [str(studies)], partial)
+    if not summary.written:
+        why = next(iter(summary.failures.values()), "")
+        raise R2GenKGError(f"{out}: {summary}{f'; {why}' if why else ''}; paid answers are kept: run the same command again, or give --partial")
+    return asdict(summary)

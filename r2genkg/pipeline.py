@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'StageResult', 'draw_openi', 'make_studies', 'graph_corpus', 'make_graph', 'make_scale_graphs',
            'cache_folder', 'make_classifier', 'make_tokens', 'training_data', 'make_run', 'stage_hash', 'run_pipeline',
-           'build_from_file', 'read_texts', 'annotate_file', 'ask_file', 'evaluate_run']
+           'evaluate_run']
 
 # %% ../nbs/52_pipeline.ipynb #code-2
-import contextlib, logging, os, time
+import contextlib, os, time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,6 @@ from .granularity import load_scales, make_scales, save_scales
 from .graph import M3KG, GraphOptions, build_graph
 from .images import ImageCache
 from .labels import label_reports
-from .llm_annotate import annotate_with_llm, estimate_run
-from .llm_client import LLMSettings
 from .phantom import draw_for_labels, write_phantoms
 from .records import check_images, check_section
 from .studies import Study, load_studies, read_openi_package, read_studies, save_studies
@@ -233,61 +231,6 @@ def run_pipeline(
                 if stage.name == upto: break
     except Timeout: raise R2GenKGError(f"{root}: another run is working in this folder; wait for it or choose another --out") from None
     return done
-
-# %% ../nbs/52_pipeline.ipynb #build_from_file
-def build_from_file(
-    studies: str | Path,                 # any form that `read_studies` knows
-    out: str | Path,                     # folder of the graph
-    annotator: str = "rules",
-    split: str = "all",                  # comma-separated splits, or all
-    section: str = "findings",
-    options: GraphOptions = GraphOptions(),
-) -> dict:
-    "Build a graph from a file of studies; gives its statistics and the number of held-out reports in it. Raises `R2GenKGError` if no report has findings."
-    wanted = set(split.split(","))
-    chosen = [s for s in read_studies(studies) if split == "all" or s.split in wanted]
-    texts = [(s.id, s.report(section)) for s in chosen if s.report(section).strip()]
-    if not texts: raise R2GenKGError(f"{studies}: no report with {section} in split {split!r}; nothing to build a graph from")
-    graph = build_graph(progress(iter_annotations(texts, annotator), "annotating", len(texts)), options)
-    graph.meta["held-out reports"] = held = sum(s.split != "train" for s in chosen)   # on record: training refuses such a graph
-    if held: logging.getLogger("r2genkg").warning("%d of %d reports are of validation or test studies: not for a model that is tested on them (--split train)", held, len(chosen))
-    graph.save(out)
-    return graph.stats()
-
-def read_texts(
-    studies: str | Path,                 # any form that `read_studies` knows
-    section: str = "findings",
-    sample: int = 0,                     # the first reports only; 0: all
-) -> list[tuple[str, str]]:              # (id, report)
-    "Reports of a file of studies. Raises `R2GenKGError` if there is none."
-    texts = [(s.id, s.report(section)) for s in read_studies(studies) if s.report(section).strip()]
-    if not texts: raise R2GenKGError(f"{studies}: no report with {section}; nothing to annotate")
-    return texts[:sample or None]
-
-def annotate_file(studies: str | Path, out: str | Path, annotator: str = "rules", section: str = "findings", sample: int = 0) -> dict:
-    "Annotate the reports of a file of studies into a JSONL file; gives counts."
-    texts = read_texts(studies, section, sample)
-    save_annotations(out, progress(iter_annotations(texts, annotator), "annotating", len(texts)))
-    return {"reports": len(texts), "file": str(out)}
-
-# %% ../nbs/52_pipeline.ipynb #ask_file
-def ask_file(
-    studies: str | Path,                 # any form that `read_studies` knows
-    out: str | Path,                     # annotations.jsonl; answers, rejects and the summary stand beside it
-    settings: LLMSettings,
-    section: str = "findings",
-    sample: int = 0,                     # the first reports only (1,000 in the paper); 0: all
-    dry_run: bool = False,               # estimate calls, tokens and cost; send nothing
-    partial: bool = False,               # write the finished reports even if others are left
-) -> dict:
-    "Let a language model annotate the reports of a file (paper, Figure 2, step 1). Raises `R2GenKGError` if reports are left without `partial`."
-    texts = read_texts(studies, section, sample)
-    if dry_run: return asdict(estimate_run(texts, out, settings))
-    summary = annotate_with_llm(texts, out, settings, [str(studies)], partial)
-    if not summary.written:
-        why = next(iter(summary.failures.values()), "")
-        raise R2GenKGError(f"{out}: {summary}{f'; {why}' if why else ''}; paid answers are kept: run the same command again, or give --partial")
-    return asdict(summary)
 
 # %% ../nbs/52_pipeline.ipynb #evaluate_run
 def evaluate_run(run: str | Path) -> dict:

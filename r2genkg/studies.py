@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'clean_report', 'read_r2gen', 'read_chexbert_labels', 'read_chexpert_plus', 'read_folder_table',
-           'read_studies', 'ENTITY_TYPES', 'RELATION_TYPES', 'SPLITS', 'Entity', 'ReadReport', 'Relation',
+           'read_studies', 'read_texts', 'ENTITY_TYPES', 'RELATION_TYPES', 'SPLITS', 'Entity', 'ReadReport', 'Relation',
            'SentenceAnnotation', 'Studies', 'Study', 'check_images', 'load_studies', 'read_openi_package',
            'save_studies']
 
@@ -211,3 +211,14 @@ def read_studies(
         return collect(read_chexpert_plus(path, image_root, labels, report), report, splits)
     reader = {"r2gen": read_r2gen, "openi-xml": openi_xml, "openi-tables": openi_tables, "folder": read_folder_table}[format]
     return collect(reader(path, image_root), report, splits)
+
+# %% ../nbs/05_studies.ipynb #read_texts
+def read_texts(
+    studies: str | Path,                 # any form that `read_studies` knows
+    section: str = "findings",
+    sample: int = 0,                     # the first reports only; 0: all
+) -> list[tuple[str, str]]:              # (id, report)
+    "Reports of a file of studies. Raises `R2GenKGError` if there is none."
+    texts = [(s.id, s.report(section)) for s in read_studies(studies) if s.report(section).strip()]
+    if not texts: raise R2GenKGError(f"{studies}: no report with {section}; nothing to annotate")
+    return texts[:sample or None]
