@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NodeState', 'build_parts', 'KnowledgePrefix', 'encode_nodes', 'node_state', 'fuse', 'chosen_nodes', 'ask',
-           'label_losses', 'query_names', 'prefix_groups', 'official_key', 'official_config', 'from_official']
+           'label_losses', 'query_names', 'whiten_visual', 'prefix_groups', 'official_key', 'official_config',
+           'from_official']
 
 # %% ../nbs/39_fusion.ipynb #code-2
 import re
@@ -41,7 +42,7 @@ def build_parts(
     "The layers that a configuration needs, under the reference's names."
     c, parts = config, nn.ModuleDict()
     out: Any
-    if dim_visual != c.dim: parts["visual_proj"] = nn.Linear(dim_visual, c.dim)
+    if dim_visual != c.dim or c.whiten_visual: parts["visual_proj"] = nn.Linear(dim_visual, c.dim)
     if c.use_graph and (c.use_v2kg or c.use_kg2v):
         parts["gcn"] = RelationalEncoder(c.dim_node, c.dim_gcn, num_relations, c.dropout)
         if c.use_multi_scale:
@@ -237,6 +238,24 @@ def query_names(prefix: KnowledgePrefix) -> list[str]:
     return [name if tied else f"query {i}" for i, name in enumerate(LABELS, 1)]
 
 KnowledgePrefix.query_names = property(query_names)
+
+# %% ../nbs/39_fusion.ipynb #whiten_visual
+def whiten_visual(
+    prefix: KnowledgePrefix,
+    visual: Tensor,            # (S, V, D_v) visual tokens of training images
+    floor: float = 0.02,       # share of the mean variance added to all: weak directions are mostly noise
+    most: int = 2000,          # images that are looked at
+) -> None:
+    "Start `visual_proj` as the PCA whitening of visual tokens, strongest directions first; further outputs start at 0."
+    proj = prefix.parts["visual_proj"]
+    rows = visual[::-(-len(visual) // most)].flatten(0, 1).double()
+    values, vectors = torch.linalg.eigh(torch.cov(rows.T))
+    values, vectors = values.flip(0)[:proj.out_features], vectors.flip(1)[:, :proj.out_features]
+    matrix = (vectors / (values + floor * values.mean()).sqrt()).T
+    with torch.no_grad():
+        proj.weight.zero_(); proj.bias.zero_()
+        proj.weight[:len(matrix)] = matrix.to(proj.weight)
+        proj.bias[:len(matrix)] = -(matrix @ rows.mean(0)).to(proj.bias)
 
 # %% ../nbs/39_fusion.ipynb #prefix_groups
 def prefix_groups(prefix: KnowledgePrefix) -> dict[str, slice]:

@@ -27,7 +27,7 @@ from .attention import attention_spread
 from .batches import Collator, LengthGroupedSampler, TrainingData, check_held_out, make_dataset, training_texts
 from .classifier import SwinClassifier
 from .config import LABELS, Config, DecodeConfig, R2GenKGError, best_device, progress, set_seed, write_json
-from .fusion import KnowledgePrefix
+from .fusion import KnowledgePrefix, whiten_visual
 from .granularity import ScaleGraph
 from .graph import M3KG
 from .graph_scores import graph_scores
@@ -254,6 +254,7 @@ def make_trainer(config: Config, data: TrainingData, model: R2GenKG, work: Path)
     "Data sets, trainer and what watches it; `work` holds checkpoints, decoded images and the TensorBoard log."
     c, val, cache = config.train, _first(data.split("val"), config.train.n_val), data.cache or work / "cache"
     train_set = make_dataset(config, model, data.split("train"), cache)
+    if config.model.whiten_visual and train_set.visual is not None: whiten_visual(model.prefix, train_set.visual)   # a checkpoint replaces it
     val_set, refs = (make_dataset(config, model, val, cache), training_texts(config, val)) if c.evals_per_epoch else (None, [])
     watch = {"watch": primed_statements(data.graph, refs)} if refs and data.graph is not None else {}
     trainer = ReportTrainer(model=model, args=training_arguments(config, work / "checkpoints", len(train_set)), train_dataset=train_set, eval_dataset=val_set,
