@@ -123,7 +123,7 @@ class ModelConfig(Section):
     use_queries: bool = True             # the 14 disease queries
     use_retrieval: bool = True           # retrieved vision tokens
     freeze_vision: bool = False          # --freeze_vm of the reference
-    whiten_visual: bool = False          # this and what follows is not in the paper: visual tokens enter whitened (see `whiten_visual`); needs freeze_vision
+    whiten_visual: bool = False          # this and what follows is not in the paper: visual tokens enter whitened (see `whiten_visual`); acts with freeze_vision
     node_gate: bool = False              # this and the next five act where the graph is used: nodes that an image ignores fade
     align_weight: float = Field(0.0, ge=0)  # contrastive loss between disease queries and the graph nodes of their labels
     query_labels: float = Field(0.0, ge=0)  # weight of a binary loss that ties query i to label i
@@ -135,7 +135,6 @@ class ModelConfig(Section):
     def _needs_queries(self):
         for field in ("use_retrieval", "query_labels", "align_weight"):
             if getattr(self, field) and not self.use_queries: raise ValueError(f"{field} needs use_queries")
-        if self.whiten_visual and not self.freeze_vision: raise ValueError("whiten_visual needs freeze_vision")
         return self
 
 # %% ../nbs/00_config.ipynb #llmconfig

@@ -42,7 +42,7 @@ def build_parts(
     "The layers that a configuration needs, under the reference's names."
     c, parts = config, nn.ModuleDict()
     out: Any
-    if dim_visual != c.dim or c.whiten_visual: parts["visual_proj"] = nn.Linear(dim_visual, c.dim)
+    if dim_visual != c.dim or c.whiten_visual and c.freeze_vision: parts["visual_proj"] = nn.Linear(dim_visual, c.dim)
     if c.use_graph and (c.use_v2kg or c.use_kg2v):
         parts["gcn"] = RelationalEncoder(c.dim_node, c.dim_gcn, num_relations, c.dropout)
         if c.use_multi_scale:
