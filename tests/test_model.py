@@ -21,7 +21,8 @@ from r2genkg.qformer import read_tensors
 REPORTS = ["the heart is normal in size . the lungs are clear .", "small left pleural effusion . no pneumothorax .",
            "mild cardiomegaly with pulmonary edema .", "right lower lobe consolidation suggestive of pneumonia ."]
 SMALL = ["llm.hidden=32", "llm.layers=2", "llm.heads=4", "llm.ff=64", "llm.pretrain_epochs=0", "llm.vocab=400", "model.dim=32", "model.dim_node=24",
-         "model.dim_gcn=12", "model.dim_encoder=36", "model.qformer_heads=4", "model.qformer_ff=48", "model.fuser_ff=32", "model.feed_scale=2"]
+         "model.dim_gcn=12", "model.dim_encoder=36", "model.qformer_heads=4", "model.qformer_ff=48", "model.fuser_ff=32", "model.feed_scale=2",
+         "model.qformer_layers=2", "model.dropout=0.1", "model.query_labels=0", "model.retrieval_labels=0", "model.whiten_visual=false"]   # not what the demo happens to set
 DECODE = DecodeConfig(beams=2, min_new_tokens=2, max_new_tokens=10)
 
 
