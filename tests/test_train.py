@@ -295,7 +295,7 @@ def test_losses_beside_the_report_are_weighed_by_tokens(data, tmp_path):
 @pytest.mark.parametrize("changes", [ASIDE, ["model.node_gate=true", "model.prune_kg=4"], ["model.align_weight=1", "model.retrieval_labels=1", "model.use_retrieval=false"],
                                      ["model.query_labels=1", "model.retrieval_labels=1", "model.use_graph=false"]], ids=str)
 def test_options_train_and_load_again(data, tmp_path, changes):
-    config = settings("train.epochs=1", "train.evals_per_epoch=0", *changes)
+    config = settings("train.epochs=2", "train.lr=0.003", "train.evals_per_epoch=0", *changes)
     out = train(config, data, tmp_path / "run")
     losses = [e["loss"] for e in json.loads((out / "history.json").read_text()) if "loss" in e]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
