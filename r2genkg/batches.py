@@ -40,7 +40,7 @@ class TrainingData:
     tokens: VisionTokens
     classifier: Path                     # folder of the SwinClassifier that gives the vision encoder
     graph: M3KG | None = None            # for edge confidence, and to watch for statements that it suggests
-    cache: Path | None = None            # decoded images, visual features, small language models; runs may share it; None: in the run's work folder
+    cache: Path | None = None            # what runs may share: decoded images, visual features, the pretrained small language model; None: the first two in the run's work folder
 
     def split(self, name: str) -> list[Study]:
         "The studies of one split that have findings."

@@ -124,7 +124,7 @@ class ModelConfig(Section):
     use_retrieval: bool = True           # retrieved vision tokens
     freeze_vision: bool = False          # --freeze_vm of the reference
     whiten_visual: bool = False          # this and what follows is not in the paper: visual tokens enter whitened (see `whiten_visual`); acts with freeze_vision
-    node_gate: bool = False              # this and the next five act where the graph is used: nodes that an image ignores fade
+    node_gate: bool = False              # nodes that an image ignores fade; acts where the graph is used, as align_weight and edge_* do
     align_weight: float = Field(0.0, ge=0)  # contrastive loss between disease queries and the graph nodes of their labels
     query_labels: float = Field(0.0, ge=0)  # weight of a binary loss that ties query i to label i
     retrieval_labels: float = Field(0.0, ge=0)  # weight of a loss that rewards retrieving tokens of labels that the study has; acts with use_retrieval

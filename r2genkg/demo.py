@@ -19,10 +19,10 @@ from .config import LABELS, Config, R2GenKGError, atomic_path, fingerprint, is_c
 from .experiments import ZERO_KG, Outcome, run_grid, score_table, write_table
 from .figures import run_figures, study_figures
 from .graph import M3KG
-from .images import ImageCache, load_image
+from .images import load_image
 from .classifier import SwinClassifier
 from .phantom import load_masks
-from .pipeline import StageResult
+from .pipeline import StageResult, image_cache
 from .report import explain, load_run, page, png_uri
 from .studies import Study, load_studies
 from .token_audit import audit_maps, audit_table
@@ -90,7 +90,7 @@ def audit(run: Run) -> pd.DataFrame | None:
     if run.config.studies.source != "phantom": return None
     methods = list(dict.fromkeys((run.config.tokens.method, *AUDITED)))
     tests = [s for s in run.studies if s.split == "test"]
-    cache = ImageCache(run.root / ".work" / "cache", run.config.studies.image_size)
+    cache = image_cache(run.config, {"studies": run.root / "studies"}, run.root / ".work")
     def drawn(s: Study) -> dict[str, np.ndarray]: return {k: m for k, m in load_masks(run.root / "studies", s.id).items() if (s.labels or {}).get(k) == 1}
     return audit_table(audit_maps(SwinClassifier.load(run.root / "classifier"), tests, drawn, methods, cache=cache))
 

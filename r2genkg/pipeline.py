@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'StageResult', 'draw_openi', 'make_studies', 'graph_corpus', 'make_graph', 'make_scale_graphs',
-           'cache_folder', 'make_classifier', 'make_tokens', 'training_data', 'make_run', 'stage_hash', 'run_pipeline',
-           'evaluate_run']
+           'cache_folder', 'image_cache', 'make_classifier', 'make_tokens', 'training_data', 'make_run', 'stage_hash',
+           'run_pipeline', 'evaluate_run']
 
 # %% ../nbs/52_pipeline.ipynb #code-2
 import contextlib, os, time
@@ -136,12 +136,15 @@ def cache_folder(paths: Mapping[str, Path]) -> Path | None:
     root = paths["studies"].parent
     return root / ".work" / "cache" if os.access(root, os.W_OK) else None
 
+def image_cache(config: Config, paths: Mapping[str, Path], work: Path) -> ImageCache:
+    "Decoded images, shared where that is possible, else in `work`."
+    return ImageCache(cache_folder(paths) or work / "cache", config.studies.image_size)
+
 def make_classifier(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `classifier`: Swin on the 14 labels."
     studies = load_studies(paths["studies"] / "studies.parquet")
     labels = study_labels(studies, config.studies.section)
-    cache = ImageCache(cache_folder(paths) or work / "cache", config.studies.image_size)
-    metrics = train_classifier(studies, config.classifier, out, labels, work, config.studies.image_size, cache=cache)
+    metrics = train_classifier(studies, config.classifier, out, labels, work, config.studies.image_size, cache=image_cache(config, paths, work))
     return f"macro AUROC {metrics['macro_auroc']:.3f} on {metrics['split']}"
 
 # %% ../nbs/52_pipeline.ipynb #make_tokens
@@ -149,8 +152,7 @@ def make_tokens(config: Config, paths: dict[str, Path], out: Path, work: Path) -
     "Stage `vision_tokens`: Grad-CAM patches of the training images."
     studies = [s for s in load_studies(paths["studies"] / "studies.parquet") if s.split == "train"]
     labels = study_labels(studies, config.studies.section)
-    cache = ImageCache(cache_folder(paths) or work / "cache", config.studies.image_size)
-    tokens = extract_tokens(SwinClassifier.load(paths["classifier"]), studies, config.tokens, labels, cache)
+    tokens = extract_tokens(SwinClassifier.load(paths["classifier"]), studies, config.tokens, labels, image_cache(config, paths, work))
     tokens.save(out)
     tokens.attach(M3KG.load(paths["m3kg"])).save(out / "m3kg")   # the graph with its visual tokens
     return f"{len(tokens.table):,} tokens of {tokens.table.label.nunique()} labels"

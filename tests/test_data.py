@@ -241,8 +241,7 @@ def test_nobody_there(tmp_path, server):
 def test_graph_and_bank_of_held_out_studies_are_refused(tmp_path, caplog):
     from dataclasses import replace
 
-    from r2genkg.graph import M3KG
-    from r2genkg.graph import build_from_file
+    from r2genkg.graph import M3KG, build_from_file
     from r2genkg.train import train
     from toy_run import settings, toy_data
     data = toy_data(tmp_path / "data")
