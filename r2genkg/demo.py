@@ -168,7 +168,7 @@ def run_demo(
         with atomic_path(out / "figures") as tmp:
             figures, pointing = draw_figures(run, tmp), audit(run)
             write_table(result_table(run), "table1_results", tmp, f"{config.name}, seed {config.train.seed}")
-            if pointing is not None: write_table(audit_cells(pointing), "table2_pointing", tmp, "Test studies; tolerance of `near`: 15 pixels.")
+            if pointing is not None: write_table(audit_cells(pointing), "table2_pointing", tmp, "Positive labels of the test studies; tolerance of `near`: 15 pixels.")
             write_page(run, seen, figures, pointing, out / "index.html")
             write_json(out / "summary.json", summary(run, pointing))
             stamp(tmp, made_from)
