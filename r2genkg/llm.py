@@ -102,6 +102,7 @@ def pretrain_lm(
         trainer = Trainer(llm, args, train_dataset=rows, data_collator=partial(collate_texts, pad=tokenizer.pad_token_id or 0))
         trainer.remove_callback(PrinterCallback)
         with quiet(): trainer.train()
+    llm.config.use_cache = True     # the Trainer turns it off and leaves it so; the saved config must not tell whether this ran
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 def pretrain_once(llm: nn.Module, tokenizer: Any, texts: Sequence[str], epochs: float, cache: Path | None) -> None:
