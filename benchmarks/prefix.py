@@ -24,7 +24,7 @@ SIZES = (101, 206, 319, 400, 558)
 
 
 def reference_prefix(p: KnowledgePrefix, visual: torch.Tensor) -> torch.Tensor:
-    """What SPEC 4.2-4.8 says, step by step, everything in every call and the nodes copied for every image."""
+    """The forward pass of the reference's models/R2GenKG.py, step by step: everything in every call and the nodes copied for every image."""
     m, batch = p.parts, len(visual)
     queries = m["disease_queries"]
     image = queries.proj(visual)

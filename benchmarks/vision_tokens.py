@@ -29,7 +29,7 @@ from r2genkg.vision_tokens import cam_class, extract_tokens, token_grid
 
 
 def one_by_one(classifier, images: np.ndarray, positive: np.ndarray, config) -> tuple[list[tuple], torch.Tensor]:
-    """SPEC section 2 as the reference does it: per image and label a forward and a backward pass, per patch a forward pass."""
+    """The reference's cam.py (AM_MRG): per image and label a forward and a backward pass, per patch a forward pass."""
     patch, kept, features = config.patch, [], []
     with cam_class(config.method)(classifier, [classifier.backbone.layernorm], reshape_transform=token_grid) as cam:
         for item, image in enumerate(images):

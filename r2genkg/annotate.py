@@ -43,7 +43,7 @@ register_annotator("rules", lambda rest: RulesAnnotator())
 
 # %% ../nbs/16_annotate.ipynb #get_annotator
 def get_annotator(
-    annotator: str | Annotator,  # rules | replay:FILE | model:DIR | llm, or an object with `.annotate`
+    annotator: str | Annotator,  # rules | replay:FILE | model:DIR | llm:MODEL, or an object with `.annotate`
 ) -> Annotator:
     "The annotator of that name, or the object itself. Raises `R2GenKGError` for other names."
     if not isinstance(annotator, str):
@@ -52,7 +52,7 @@ def get_annotator(
     name, _, rest = annotator.partition(":")
     if name not in _FACTORIES and name in _PROVIDERS: importlib.import_module(_PROVIDERS[name])
     if name not in _FACTORIES:
-        raise R2GenKGError(f"annotator {annotator!r} is unknown; use rules, replay:FILE, model:DIR or llm")
+        raise R2GenKGError(f"annotator {annotator!r} is unknown; use rules, replay:FILE, model:DIR or llm:MODEL")
     return _FACTORIES[name](rest)
 
 # %% ../nbs/16_annotate.ipynb #_annotate_batch
@@ -85,7 +85,7 @@ def iter_annotations(
 # %% ../nbs/16_annotate.ipynb #annotate
 def annotate(
     texts: Iterable[str],                  # reports
-    annotator: str | Annotator = "rules",  # rules | replay:FILE | model:DIR | llm, or an object with `.annotate`
+    annotator: str | Annotator = "rules",  # rules | replay:FILE | model:DIR | llm:MODEL, or an object with `.annotate`
 ) -> list[list[SentenceAnnotation]]:
     "Annotated sentences of each report. Raises `R2GenKGError` for an unknown annotator."
     return [sentences for _, sentences in iter_annotations((("", text) for text in texts), annotator)]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -26,7 +27,7 @@ from .graph import M3KG
 from .images import ImageCache, image_key, to_pixels
 from .labels import label_reports
 from .model import R2GenKG
-from .records import Study
+from .records import Study, report_key
 from .studies import clean_report
 from .tensors import load_tensors, weights_key
 from .vision_tokens import VisionTokens
@@ -49,13 +50,13 @@ class TrainingData:
 # %% ../nbs/49_batches.ipynb #check_held_out
 def check_held_out(data: TrainingData, allowed: bool = False) -> None:
     "Raise `R2GenKGError` if the graph or the token bank was made from validation or test studies, and that is not allowed."
-    held = {s.id for s in data.studies if s.split != "train"}
+    held = {report_key(s.id) for s in data.studies if s.split != "train"}
     if allowed or not held: return
-    named = {i for ids in data.graph.triples.reports for i in ids} & held if data.graph is not None else set()
+    named = {report_key(i) for ids in data.graph.triples.reports for i in ids} & held if data.graph is not None else set()
     if count := max(len(named), int(data.graph.meta.get("held-out reports", 0)) if data.graph is not None else 0):
         raise R2GenKGError(f"the graph holds {count} reports outside the training split, so the model would be tested on what it was told; build it with "
                            "`r2genkg kg build --split train`, or set train.allow_held_out=true")
-    if shown := sorted(set(data.tokens.table["study"]) & held):
+    if shown := sorted(i for i in set(data.tokens.table["study"]) if report_key(i) in held):
         raise R2GenKGError(f"{len(shown)} studies outside the training split are in the bank of vision tokens, the first is {shown[0]!r}; "
                            "make it from training studies, or set train.allow_held_out=true")
 
@@ -167,9 +168,10 @@ def encode_views(model: R2GenKG, images: Callable[[int], np.ndarray], count: int
 def cached_features(config: Config, model: R2GenKG, studies: Sequence[Study], images: Callable[[int], np.ndarray], cache_dir: Path) -> Tensor:
     "`encode_views` of these studies, read from `cache_dir` where these images and weights were encoded before."
     views = [[image_key(path) for path in s.images[:config.studies.max_views]] for s in studies]
-    path = cache_dir / f"features-{fingerprint(weights_key(model.vision), config.studies.image_size, str(model.device), views)}.safetensors"
-    if not path.is_file():
-        with atomic_path(path) as tmp: save_file({"visual": encode_views(model, images, len(studies)).contiguous()}, tmp)
+    path = cache_dir / f"features-{fingerprint(weights_key(model.vision), config.studies.image_size, model.device.type, views)}.safetensors"
+    with FileLock(path.with_suffix(".lock")):     # of several processes the first encodes
+        if not path.is_file():
+            with atomic_path(path) as tmp: save_file({"visual": encode_views(model, images, len(studies)).contiguous()}, tmp)
     return load_tensors(path, ["visual"])[0]["visual"]
 
 # %% ../nbs/49_batches.ipynb #make_dataset

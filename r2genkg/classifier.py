@@ -24,7 +24,7 @@ from .config import (LABELS, ClassifierConfig, R2GenKGError, atomic_path, best_d
                             set_seed, write_json)
 from .images import ImageCache, load_image, to_pixels
 from .records import Study
-from .tensors import last_checkpoint
+from .tensors import last_checkpoint, one_card
 
 # %% ../nbs/31_classifier.ipynb #convstem
 class ConvStem(nn.Sequential):
@@ -99,6 +99,14 @@ class SwinClassifier(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         "Pixels (B, 3, H, W) -> logits (B, 14)."
         return self.classify(self.features(pixels))
+
+    @property
+    def num_tokens(self) -> int:
+        "Tokens N of an image: patches, merged two by two after every stage but the last."
+        c = self.backbone.config
+        side = -(-self.image_size // c.patch_size)
+        for _ in c.depths[1:]: side = -(-side // 2)
+        return side**2
 
     def save(self, folder: str | Path) -> None:
         "Write `model.safetensors` and `config.json`, atomically."
@@ -296,7 +304,7 @@ def _fit(classifier: SwinClassifier, parts: dict[str, ViewDataset], config: Clas
     task = LabelTask(classifier, positive_weights(parts["train"].targets, config.max_class_weight))
     steps = -(-len(parts["train"]) // config.batch_size) * config.epochs
     args = _training_arguments(config, folder, steps, "val" in parts, seed)
-    trainer = Trainer(model=task, args=args, train_dataset=parts["train"], eval_dataset=parts.get("val"),
+    trainer = Trainer(model=task, args=one_card(args), train_dataset=parts["train"], eval_dataset=parts.get("val"),
                       data_collator=collate_views, compute_metrics=lambda p: {"macro_auroc": macro_auroc(p.label_ids, p.predictions)})
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))

@@ -47,7 +47,7 @@ def main(args: list[str] | None = None) -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("demo_out"),
-    preset: Annotated[str, typer.Option(help="demo, demo-openi or demo-smollm2.")] = "demo",
+    preset: Annotated[str, typer.Option(help="demo, demo-small, demo-openi or demo-smollm2.")] = "demo",
     set_: Set = [],
     as_json: AsJson = False,
 ):
@@ -83,9 +83,9 @@ def train(
 def tables(
     out: Annotated[Path, typer.Option(help="Folder of the runs; the tables go to OUT/tables.")],
     preset: Annotated[str, typer.Option(help="A preset, or a YAML file, instead of the grid's own.")] = "",
-    grid: Annotated[str, typer.Option(help="demo, paper, small, or a YAML file; default: the preset's, else demo without a preset and paper with one.")] = "",
+    grid: Annotated[str, typer.Option(help="demo, paper, pruning, small, or a YAML file; default: the preset's, else demo without a preset and paper with one.")] = "",
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds instead of the grid's.")] = "",
-    only: Annotated[Optional[list[str]], typer.Option(help="A table that is wanted, e.g. table1_results. May be repeated; default: all.")] = None,
+    only: Annotated[Optional[list[str]], typer.Option(help="A table to write, e.g. table1_results. May be repeated; default: all. The grid's runs are made all the same.")] = None,
     submit: Annotated[str, typer.Option(help="Command template that starts a run, e.g. \"sbatch --wrap '{command}'\"; empty: run here.")] = "",
     resubmit: Annotated[bool, typer.Option("--resubmit", help="Submit pending runs again.")] = False,
     set_: Set = [],
@@ -117,8 +117,8 @@ def evaluate(run: Annotated[Path, typer.Argument(help="Folder of a run.")], as_j
 # %% ../nbs/68_cli.ipynb #score
 @app.command()
 def score(
-    refs: Annotated[Path, typer.Option(help="{id: [text]} of the references.")],
-    hypos: Annotated[Path, typer.Option(help="{id: [text]} of the generated reports.")],
+    refs: Annotated[Path, typer.Option(help="{id: [text]} of the references, or predictions.jsonl of a run.")],
+    hypos: Annotated[Path, typer.Option(help="{id: [text]} of the generated reports, or predictions.jsonl of a run.")],
     cleaning: Annotated[str, typer.Option(help="none | iu | mimic | mimic-gpt: R2Gen's cleaning, of both sides.")] = "none",
     mode: Annotated[str, typer.Option(help="full-reference | family (references cut as R2Gen's loaders cut them).")] = "full-reference",
     ref_labels: Annotated[Optional[Path], typer.Option(help="Label file of the references (first column: id), e.g. of CheXbert.")] = None,

@@ -6,7 +6,7 @@
 __all__ = ['LABELS', 'MADE_FROM', 'R2GenKGError', 'Section', 'StudiesConfig', 'GraphConfig', 'ScalesConfig', 'ClassifierConfig',
            'TokensConfig', 'ModelConfig', 'LLMConfig', 'TrainConfig', 'DecodeConfig', 'Config', 'preset_names',
            'read_yaml', 'load_config', 'override', 'atomic_path', 'read_json', 'write_json', 'fingerprint', 'stamp',
-           'is_current', 'set_seed', 'best_device', 'progress']
+           'stamp_of', 'is_current', 'set_seed', 'best_device', 'progress']
 
 # %% ../nbs/00_config.ipynb #code-2
 import contextlib, difflib, glob, hashlib, json, os, platform, random, shutil, sys
@@ -56,7 +56,7 @@ class StudiesConfig(Section):
 # %% ../nbs/00_config.ipynb #graphconfig
 class GraphConfig(Section):
     "How M3KG is made from reports (rooms `annotate`, `graph`; paper Figure 2)."
-    annotator: str = "rules"             # rules | replay:FILE | model:DIR | llm
+    annotator: str = "rules"             # rules | replay:FILE | model:DIR | llm:MODEL
     corpora: tuple[Literal["studies", "openi"], ...] = ("studies",)  # training reports; the packaged Open-i reports
     min_count: int = Field(2, ge=1)      # mentions below which a term is no node (ReXKG: 10 on 57,805 reports)
 
@@ -87,7 +87,7 @@ class ClassifierConfig(Section):
 
 # %% ../nbs/00_config.ipynb #tokensconfig
 class TokensConfig(Section):
-    "Disease-aware vision tokens (SPEC of the reference procedure, AM_MRG cam.py)."
+    "Disease-aware vision tokens (reference: AM_MRG's cam.py)."
     method: str = "gradcam"              # any CAM of pytorch-grad-cam by name
     patch: int = Field(16, ge=4)         # pixels
     threshold: float = Field(0.75, ge=0, le=1)  # mean CAM of a kept patch
@@ -115,7 +115,7 @@ class ModelConfig(Section):
     qformer_ff: int = 3072
     dropout: float = Field(0.1, ge=0, lt=1)
     feed_scale: int = Field(3, ge=1)     # which scale goes to the LLM (1-based; 3 in the reference)
-    prune_kg: int | None = Field(None, ge=1)  # only the k nodes that an image ranks highest go to the LLM; None: all
+    prune_kg: int | None = Field(None, ge=1)  # not in the paper: only the k nodes that an image ranks highest go to the LLM; None: all
     use_graph: bool = True               # False: zero-KG
     use_v2kg: bool = True
     use_kg2v: bool = True
@@ -130,6 +130,12 @@ class ModelConfig(Section):
     retrieval_labels: float = Field(0.0, ge=0)  # weight of a loss that rewards retrieving tokens of labels that the study has; acts with use_retrieval
     edge_min_count: int = Field(0, ge=0) # edges with less evidence are dropped; 0: none
     edge_min_lift: float = Field(0.0, ge=0)  # edges whose ends meet less often than this many times chance are dropped; 0: none
+
+    @model_validator(mode="after")
+    def _shared_by_heads(self):
+        for width, heads in (("dim", "heads"), ("dim_node", "fuser_heads"), ("dim_node", "qformer_heads")):
+            if getattr(self, width) % getattr(self, heads): raise ValueError(f"{heads} is {getattr(self, heads)}, which does not divide {width} {getattr(self, width)}")
+        return self
 
     @model_validator(mode="after")
     def _needs_queries(self):
@@ -188,6 +194,11 @@ class DecodeConfig(Section):
     no_repeat_ngram_size: int = Field(0, ge=0)  # parsed but never passed in the reference
     batch_size: int = Field(6, ge=1)
 
+    @model_validator(mode="after")
+    def _some_length_is_left(self):
+        if self.min_new_tokens > self.max_new_tokens: raise ValueError(f"min_new_tokens is {self.min_new_tokens}, max_new_tokens {self.max_new_tokens}")
+        return self
+
 # %% ../nbs/00_config.ipynb #config
 class Config(Section):
     "Everything a run depends on."
@@ -232,8 +243,11 @@ def _put(tree: dict, assignment: str) -> None:
     key, eq, value = assignment.partition("=")
     if not eq or not key: raise R2GenKGError(f"--set {assignment!r}: write it as section.key=value")
     *path, last = key.strip().split(".")
-    for part in path: tree = tree.setdefault(part, {})
-    tree[last] = yaml.safe_load(value)
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict): raise R2GenKGError(f"--set {assignment!r}: {part} is a value, not a section")
+    try: tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as e: raise R2GenKGError(f"--set {assignment!r}: not valid YAML ({str(e).splitlines()[0]}); put a text with : or [ in quotes") from None
 
 # %% ../nbs/00_config.ipynb #_known_keys
 def _known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
@@ -335,10 +349,14 @@ def stamp(folder: Path, made_from: str) -> None:
     "Store in `folder` the hash of what it was made from."
     (folder / MADE_FROM).write_text(json.dumps({"hash": made_from}))
 
+def stamp_of(folder: Path) -> str:
+    "The hash that `stamp` stored; empty if it is missing or damaged, so that the folder is made again."
+    try: return str(read_json(Path(folder) / MADE_FROM, dict).get("hash", ""))
+    except R2GenKGError: return ""
+
 def is_current(folder: Path, made_from: str) -> bool:
     "Whether `folder` exists and was made from `made_from`."
-    try: return read_json(Path(folder) / MADE_FROM, dict).get("hash") == made_from
-    except R2GenKGError: return False    # missing or damaged: it is made again
+    return stamp_of(folder) == made_from
 
 # %% ../nbs/00_config.ipynb #set_seed
 def set_seed(seed: int) -> None:

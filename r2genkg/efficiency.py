@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .config import R2GenKGError, best_device, fingerprint, is_current, read_json, stamp, write_json
+from .config import LABELS, R2GenKGError, best_device, fingerprint, is_current, read_json, stamp, write_json
 from .model import R2GenKG
 
 # %% ../nbs/54_efficiency.ipynb #parameter_counts
@@ -31,6 +31,7 @@ def step_batch(model: R2GenKG) -> dict[str, Tensor]:
     batch = {"input_ids": ids, "labels": ids.clone()}
     if c.model.freeze_vision: batch["visual"] = torch.randn(c.train.batch_size, model.prefix.num_visual, model.prefix.dim_visual)
     else: batch["pixel_values"] = torch.randn(c.train.batch_size, views, 3, c.studies.image_size, c.studies.image_size)
+    if c.model.query_labels or c.model.retrieval_labels or c.model.align_weight: batch["study_labels"] = torch.randint(2, (c.train.batch_size, len(LABELS))).float()
     return {k: v.to(model.device) for k, v in batch.items()}
 
 # %% ../nbs/54_efficiency.ipynb #saved_bytes
@@ -52,11 +53,14 @@ def measure_step(
     repeats: int = 5,
 ) -> dict[str, float | str]:
     "Seconds (median), operations and memory of a training step."
+    if model.cfg.llm.gradient_checkpointing: model.gradient_checkpointing_enable()
     model.train()
     batch, seconds, cuda = step_batch(model), [], model.device.type == "cuda"
+    half = torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else torch.float16   # as the Trainer computes on a card
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        model(**batch)["loss"].backward()
+        with torch.autocast(model.device.type, half, enabled=cuda): loss = model(**batch)["loss"]
+        loss.backward()
         if cuda: torch.cuda.synchronize()
     with FlopCounterMode(display=False) as flops, saved_bytes() as kept: step()
     if cuda: torch.cuda.reset_peak_memory_stats()
@@ -73,10 +77,10 @@ def measure_step(
 
 # %% ../nbs/54_efficiency.ipynb #efficiency
 def efficiency(run: str | Path, repeats: int = 5) -> dict[str, float | str]:
-    "Parameters, prefix length, and what `measure_step` gives, of a run; cached in the run's folder."
+    "Parameters, prefix length, and what `measure_step` gives, of a run; cached beside the run's folder."
     run = Path(run)
     if not (run / "config.yaml").is_file(): raise R2GenKGError(f"{run}: not a run folder (config.yaml is missing); make one with `r2genkg train`")
-    folder = run.parent / ".efficiency"
+    folder = run.parent / f".efficiency-{run.name}"
     made_from = fingerprint((run / "config.yaml").read_text(), (run / "knowledge.safetensors").stat().st_mtime_ns, best_device(), torch.get_num_threads())
     if is_current(folder, made_from): return read_json(folder / "efficiency.json")
     model = R2GenKG.load(run, best_device())

@@ -23,7 +23,7 @@ from .config import R2GenKGError, Section, best_device, set_seed
 from .examples import WordPieces, cut_windows, f1
 from .records import ENTITY_TYPES, SentenceAnnotation
 from .rules import find_entities
-from .tensors import last_checkpoint
+from .tensors import last_checkpoint, one_card
 
 # %% ../nbs/21_entity_model.ipynb #extractconfig
 class ExtractConfig(Section):
@@ -209,7 +209,7 @@ def fit(
         metric_for_best_model="f1" if dev else None, greater_is_better=True if dev else None, label_names=["labels"], remove_unused_columns=False,
         train_sampling_strategy="group_by_length", report_to="none", use_cpu=device == "cpu", bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=device == "cuda", disable_tqdm=not os.isatty(2), log_level="error")
-    trainer = Trainer(model=model, args=args, train_dataset=train, eval_dataset=dev or None, data_collator=collate, optimizers=(two_rates(model, config), None),
+    trainer = Trainer(model=model, args=one_card(args), train_dataset=train, eval_dataset=dev or None, data_collator=collate, optimizers=(two_rates(model, config), None),
                       preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1), compute_metrics=lambda p: {"f1": class_f1(p.predictions, p.label_ids)})
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))

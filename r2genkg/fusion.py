@@ -68,7 +68,7 @@ def _float_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 # %% ../nbs/39_fusion.ipynb #knowledgeprefix
 class KnowledgePrefix(nn.Module):
-    "What the language model reads of an image: visual tokens, graph and vision tokens (paper Figure 1, SPEC 4.2-4.8)."
+    "What the language model reads of an image: visual tokens, graph and vision tokens (paper Figure 1; reference: models/R2GenKG.py)."
     bank: Tensor; bank_labels: Tensor; node_x: Tensor; node_edge_index: Tensor; node_edge_type: Tensor
     parts: Any                           # an `nn.ModuleDict`: its modules differ in what they can be asked
     groups: Any; num_tokens: Any; query_names: Any; from_official: Any   # set in the cells below

@@ -289,7 +289,7 @@ def load_graph(folder: str | Path) -> M3KG:
 
 # %% ../nbs/27_graph.ipynb #graph_stats
 def graph_stats(graph: M3KG) -> dict:
-    "SPEC's table: nodes per type, triples and count mass per relation, components, degrees, composed entities, drops."
+    "The graph in numbers: nodes per type, triples and count mass per relation, components, degrees, composed entities, drops."
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
     place = {k: i for i, k in enumerate(graph.nodes.key)}

@@ -134,7 +134,7 @@ def image_key(path: str | Path) -> str:
     "Sixteen hex digits for path, time of change and length of a file. Raises `R2GenKGError` if it is missing."
     try: stat = os.stat(path)
     except (OSError, ValueError): raise R2GenKGError(f"{path}: no such image file") from None
-    return fingerprint(os.path.abspath(path), stat.st_mtime_ns, stat.st_size)
+    return fingerprint(os.path.realpath(path), stat.st_mtime_ns, stat.st_size)
 
 # %% ../nbs/01_images.ipynb #imagecache
 class ImageCache:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROMPTS', 'prompt_sides', 'train_tokenizer', 'scratch_llm', 'collate_texts', 'pretrain_lm', 'pretrain_once', 'quiet',
            'llm_dtype', 'find_gguf', 'unpack_gguf', 'quantisation', 'add_adapter', 'explain_load_error',
-           'load_pretrained', 'build_llm']
+           'load_pretrained', 'check_savable', 'build_llm']
 
 # %% ../nbs/40_llm.ipynb #code-2
 import io
@@ -23,8 +23,9 @@ from filelock import FileLock
 from safetensors.torch import save_file
 from torch import nn
 
+from . import __version__
 from .config import LLMConfig, R2GenKGError, atomic_path, best_device, fingerprint
-from .tensors import load_tensors, weights_key
+from .tensors import load_tensors, one_card, weights_key
 
 # %% ../nbs/40_llm.ipynb #prompt_sides
 _ASK = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
@@ -80,7 +81,7 @@ def collate_texts(rows: Sequence[dict], pad: int = 0) -> dict[str, torch.Tensor]
     return {"input_ids": filled(pad), "labels": filled(-100)}  # causal: what follows cannot be seen, so no mask
 
 def pretrain_lm(
-    llm: nn.Module,
+    llm: Any,                # causal language model
     tokenizer: Any,
     texts: Sequence[str],
     epochs: float,
@@ -99,21 +100,22 @@ def pretrain_lm(
             folder, max_steps=steps, per_device_train_batch_size=batch_size, learning_rate=lr, lr_scheduler_type="cosine",
             warmup_steps=steps // 20, save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=max(1, steps // 10),
             seed=seed, use_cpu=best_device() == "cpu", dataloader_pin_memory=False, train_sampling_strategy="group_by_length")
-        trainer = Trainer(llm, args, train_dataset=rows, data_collator=partial(collate_texts, pad=tokenizer.pad_token_id or 0))
+        trainer = Trainer(llm, one_card(args), train_dataset=rows, data_collator=partial(collate_texts, pad=tokenizer.pad_token_id or 0))
         trainer.remove_callback(PrinterCallback)
         with quiet(): trainer.train()
     llm.config.use_cache = True     # the Trainer turns it off and leaves it so; the saved config must not tell whether this ran
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
-def pretrain_once(llm: nn.Module, tokenizer: Any, texts: Sequence[str], epochs: float, cache: Path | None) -> None:
+def pretrain_once(llm: Any, tokenizer: Any, texts: Sequence[str], epochs: float, cache: Path | None) -> None:
     "`pretrain_lm` in place, or its result from `cache` if the same weights read the same texts before."
     if cache is None or int(os.environ.get("WORLD_SIZE", 1)) > 1:    # several processes train together: all or none may skip it
         pretrain_lm(llm, tokenizer, texts, epochs)
         return
-    path = cache / f"llm-{fingerprint(weights_key(llm), tokenizer.get_vocab(), list(texts), epochs)}.safetensors"
-    if not path.is_file():
-        pretrain_lm(llm, tokenizer, texts, epochs)
-        with atomic_path(path) as tmp: save_file({k: v.clone() for k, v in llm.state_dict().items()}, tmp)
+    path = cache / f"llm-{fingerprint(__version__, llm.config.to_dict(), weights_key(llm), tokenizer.get_vocab(), list(texts), epochs)}.safetensors"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            pretrain_lm(llm, tokenizer, texts, epochs)
+            with atomic_path(path) as tmp: save_file({k: v.clone() for k, v in llm.state_dict().items()}, tmp)
     llm.load_state_dict(load_tensors(path)[0])
 
 # %% ../nbs/40_llm.ipynb #quiet
@@ -225,6 +227,11 @@ def load_pretrained(
     return llm, tokenizer
 
 # %% ../nbs/40_llm.ipynb #build_llm
+def check_savable(config: LLMConfig) -> None:
+    "Raise `R2GenKGError` where an adapter would be saved without the model that it belongs to."
+    if config.name == "scratch" and config.adapter in ("lora", "qlora"):
+        raise R2GenKGError(f"llm.adapter={config.adapter} needs a pretrained model, which a saved run can name: with llm.name=scratch set llm.adapter=full")
+
 def build_llm(
     config: LLMConfig,
     texts: Sequence[str] = (),     # training reports; needed for "scratch"

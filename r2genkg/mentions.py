@@ -30,7 +30,7 @@ def normalise(text: str) -> str:
     return _NUMBER_OF.sub("", text.strip(" .,;:()[]'\"-/"))
 
 # %% ../nbs/24_mentions.ipynb #is_size
-#: Entity types of the graph: present and notpresent share one (SPEC section 1).
+#: Entity types of the graph: present and notpresent share one, as in the published M3KG.
 NODE_TYPES = ("concept", "anatomy", "disorder", "devices", "procedures")
 _SIZE = re.compile(rf"^[\d.,]+(?: ?(?:x|by|to|-|\u00d7) ?[\d.,]+)* ?{_UNIT}?$|\b\d[\d.,]* ?-?{_UNIT}\b")
 

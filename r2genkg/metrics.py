@@ -179,15 +179,23 @@ def report_scores(refs: Sequence[str], hypos: Sequence[str], **options: Any) -> 
     return evaluate_reports(refs, hypos, **options).flat()
 
 # %% ../nbs/47_metrics.ipynb #read_reports
-def read_reports(path: str | Path) -> dict[str, str]:
-    "A file `{id: [text]}` (or `{id: text}`) -> {id: text}. Raises `R2GenKGError` naming the id at fault."
-    tree, reports = read_json(path), {}
+def read_reports(path: str | Path, column: str = "reference") -> dict[str, str]:
+    "A file `{id: [text]}` (or `{id: text}`), or a column of a run's predictions.jsonl -> {id: text}. Raises `R2GenKGError` naming the id at fault."
+    tree, reports = _read_column(path, column) if str(path).endswith(".jsonl") else read_json(path), {}
     if not isinstance(tree, dict) or not tree: raise R2GenKGError(f"{path}: expected {{id: [text]}} with at least one id")
     for key, value in tree.items():
         if isinstance(value, list) and len(value) == 1: value = value[0]
         if not isinstance(value, str): raise R2GenKGError(f"{path}: id {key!r}: expected a list of one text")
         reports[key] = value
     return reports
+
+def _read_column(path: str | Path, column: str) -> dict[str, str]:
+    "One column of predictions.jsonl by id."
+    try: table = pd.read_json(path, lines=True, dtype={"id": str})
+    except FileNotFoundError: raise R2GenKGError(f"{path}: no such file") from None
+    except ValueError as e: raise R2GenKGError(f"{path}: not JSON lines ({str(e)[:80]})") from None
+    if missing := {"id", column} - set(table): raise R2GenKGError(f"{path}: no column {min(missing)!r}; the predictions of a run have id, reference, hypothesis")
+    return dict(zip(table["id"], table[column]))
 
 # %% ../nbs/47_metrics.ipynb #_paired
 def _paired(path: str | Path, ids: Sequence[str], wanted: str | Path, found: Sequence[str]) -> None:
@@ -196,14 +204,14 @@ def _paired(path: str | Path, ids: Sequence[str], wanted: str | Path, found: Seq
         if names: raise R2GenKGError(f"{here}: {len(names)} of the ids in {there} are missing, first {min(names)!r}; score the same studies on both sides")
 
 def evaluate_files(
-    refs: str | Path,   # JSON {id: [text]} of the references
-    hypos: str | Path,  # JSON {id: [text]} of the generated reports
+    refs: str | Path,   # JSON {id: [text]} of the references, or predictions.jsonl of a run
+    hypos: str | Path,  # the same for the generated reports
     labels: Any = "rules",  # as in `evaluate_reports`, or a pair of label files (references, hypotheses) whose first column is the id
     **options: Any,     # see `evaluate_reports`
 ) -> Evaluation:
     "Evaluate two report files, paired by id. Raises `R2GenKGError` naming the file and an id at fault."
     from r2genkg.labels import read_labels
-    ref_of, hypo_of = read_reports(refs), read_reports(hypos)
+    ref_of, hypo_of = read_reports(refs), read_reports(hypos, "hypothesis")
     _paired(hypos, list(ref_of), refs, list(hypo_of))
     if isinstance(labels, tuple) and all(isinstance(f, (str, Path)) for f in labels):
         tables = [read_labels(file) for file in labels]

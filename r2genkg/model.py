@@ -113,6 +113,8 @@ class R2GenKG(nn.Module):
         super().train(mode)
         for part in (self.vision, self.llm):   # frozen parts stay in evaluation mode
             if part is not None and not any(p.requires_grad for p in part.parameters()): part.eval()
+        for layer in self.llm.modules():       # transformers recomputes activations of layers in training mode only, frozen or not
+            if mode and getattr(layer, "gradient_checkpointing", False): layer.training = True
         for part in self.modules():            # batch statistics would depend on how a batch is shared out
             if isinstance(part, nn.modules.batchnorm._BatchNorm): part.eval()
         return self

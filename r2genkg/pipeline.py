@@ -8,9 +8,10 @@ __all__ = ['STAGES', 'Stage', 'StageResult', 'draw_openi', 'make_studies', 'grap
            'run_pipeline', 'evaluate_run']
 
 # %% ../nbs/52_pipeline.ipynb #code-2
-import contextlib, os, time
+import contextlib, os, shutil, time, warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,15 @@ from . import __version__
 from .annotate import iter_annotations, load_annotations, save_annotations
 from .batches import TrainingData, study_labels
 from .classifier import SwinClassifier, train_classifier
-from .config import Config, R2GenKGError, atomic_path, fingerprint, is_current, load_config, progress, read_json, stamp, write_json
+from .config import Config, R2GenKGError, atomic_path, fingerprint, is_current, load_config, progress, read_json, stamp, stamp_of, write_json
 from .evaluation import MAIN_SCORE, evaluate
 from .granularity import load_scales, make_scales, save_scales
 from .graph import M3KG, GraphOptions, build_graph
 from .images import ImageCache
 from .labels import label_reports
+from .llm import check_savable
 from .phantom import draw_for_labels, write_phantoms
-from .records import check_images, check_section
+from .records import check_images, check_section, report_key
 from .studies import Study, load_studies, read_openi_package, read_studies, save_studies
 from .train import train
 from .vision_tokens import VisionTokens, extract_tokens
@@ -40,6 +42,7 @@ class Stage:
     sections: tuple[str, ...]            # of the configuration that it reads
     needs: tuple[str, ...]               # earlier stages
     make: Callable[[Config, dict[str, Path], Path, Path], str]
+    files: tuple[str, ...] = ()          # keys of the configuration that may name the user's files
 
 # %% ../nbs/52_pipeline.ipynb #stageresult
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ def make_studies(config: Config, paths: dict[str, Path], out: Path, work: Path) 
     if c.source == "phantom": studies = write_phantoms(out, c.n_train, c.n_val, c.n_test, seed=c.seed, size=c.image_size, style=c.style)
     elif c.source == "openi-phantom": studies = draw_openi(out, c.n_train, c.n_val, c.n_test, c.seed, c.image_size)
     else:
-        read = read_studies(c.path, c.format, c.image_root or None, c.splits, c.labels or None)
+        raw = not c.path.endswith(".parquet")   # prepared studies know their form and where their images are
+        read = read_studies(c.path, c.format if raw else "parquet", c.image_root or None if raw else None, c.splits, c.labels or None)
         check_section(read, c.section, c.path)
         studies = _keep_first(read, c)
     if not any(s.split == "train" for s in studies): raise R2GenKGError(f"{c.path or c.source}: no study in the training split")
@@ -106,10 +110,10 @@ def make_studies(config: Config, paths: dict[str, Path], out: Path, work: Path) 
 # %% ../nbs/52_pipeline.ipynb #graph_corpus
 def graph_corpus(config: Config, studies: Sequence[Study]) -> dict[str, str]:
     "Report id -> text of all corpora of the graph; never a test or validation report."
-    held_out = {s.id for s in studies if s.split != "train"}
+    known = {report_key(s.id) for s in studies}
     texts = {s.id: s.report(config.studies.section) for s in studies if s.split == "train"}
     if "openi" in config.graph.corpora:
-        texts |= {s.id: s.report(config.studies.section) for s in read_openi_package() if s.findings and s.id not in held_out}
+        texts |= {s.id: s.report(config.studies.section) for s in read_openi_package() if s.findings and s.id not in known}
     return {k: v for k, v in texts.items() if v.strip()}
 
 def make_graph(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
@@ -133,7 +137,7 @@ def make_scale_graphs(config: Config, paths: dict[str, Path], out: Path, work: P
 # %% ../nbs/52_pipeline.ipynb #make_classifier
 def cache_folder(paths: Mapping[str, Path]) -> Path | None:
     "Where runs on the same studies keep decoded images and what they may share; None where nothing may be written."
-    root = paths["studies"].parent
+    root = paths["studies"].resolve().parent       # submitted runs link to the stages
     return root / ".work" / "cache" if os.access(root, os.W_OK) else None
 
 def image_cache(config: Config, paths: Mapping[str, Path], work: Path) -> ImageCache:
@@ -173,12 +177,12 @@ def make_run(config: Config, paths: dict[str, Path], out: Path, work: Path) -> s
 
 # %% ../nbs/52_pipeline.ipynb #stages
 #: The stages in order. `run` is the only one that variants of a model repeat.
-STAGES = (Stage("studies", ("studies",), (), make_studies),
-          Stage("m3kg", ("graph",), ("studies",), make_graph),
+STAGES = (Stage("studies", ("studies",), (), make_studies, ("studies.path", "studies.splits", "studies.labels")),
+          Stage("m3kg", ("graph",), ("studies",), make_graph, ("graph.annotator",)),
           Stage("scales", ("scales",), ("m3kg",), make_scale_graphs),
           Stage("classifier", ("classifier",), ("studies",), make_classifier),
           Stage("vision_tokens", ("tokens",), ("studies", "classifier", "m3kg"), make_tokens),
-          Stage("run", ("model", "llm", "train", "decode"), ("studies", "m3kg", "scales", "classifier", "vision_tokens"), make_run))
+          Stage("run", ("model", "llm", "train", "decode"), ("studies", "m3kg", "scales", "classifier", "vision_tokens"), make_run, ("model.qformer_weights",)))
 
 # %% ../nbs/52_pipeline.ipynb #_train_beside
 def _train_beside(stage: Stage, config: Config, done: dict[str, StageResult], root: Path, made_from: str) -> StageResult:
@@ -186,15 +190,23 @@ def _train_beside(stage: Stage, config: Config, done: dict[str, StageResult], ro
     train(config, training_data(config, {k: r.path for k, r in done.items()}), root / stage.name, root / ".work" / f"{stage.name}-{made_from}")
     return StageResult(stage.name, root / stage.name, made_from, "saved by the first process", None)
 
-def _tables_at(path: str) -> list[tuple[str, int, int]]:
-    "Name, size and time of the file at a path, or of the files directly in the folder there."
-    found = sorted(p for p in (Path(path).iterdir() if Path(path).is_dir() else [Path(path)]) if p.is_file()) if path else []
+def _files_at(value: str) -> list[tuple[str, int, int]]:
+    "Name, size and time of the file that a value of the configuration names (`replay:FILE`, too), or of the files directly in the folder there."
+    path = Path(value.partition(":")[2] if value.startswith(("replay:", "model:", "llm:")) else value)
+    found = sorted(p for p in (path.iterdir() if path.is_dir() else [path]) if p.is_file()) if value else []
     return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found]
 
 def stage_hash(stage: Stage, config: Config, done: Mapping[str, StageResult]) -> str:
-    "What a stage is stamped with: its part of the configuration, the user's tables that it reads, and the hashes of the stages that it needs."
-    own = _tables_at(config.studies.path) if stage.name == "studies" else ()
+    "What a stage is stamped with: its part of the configuration, the user's files that it reads, and the hashes of the stages that it needs."
+    own = [file for key in stage.files for file in _files_at(attrgetter(key)(config) or "")]
     return fingerprint(stage.name, __version__, *(getattr(config, s) for s in stage.sections), *own, *(done[n].hash for n in stage.needs))
+
+def _check_splits(config: Config, studies: Sequence[Study]) -> None:
+    "Raise `R2GenKGError` now for a split that the run would miss after hours of training."
+    wanted = {"train": "", "test": ""} | ({"val": ", or set train.evals_per_epoch=0"} if config.train.evals_per_epoch else {})
+    for split, remedy in wanted.items():
+        if not any(s.split == split and s.findings.strip() for s in studies):
+            raise R2GenKGError(f"{config.studies.path or config.studies.source}: no study with findings in the split {split!r}; name its studies there{remedy}")
 
 def _run_stage(stage: Stage, config: Config, done: dict[str, StageResult], roots: Sequence[Path]) -> StageResult:
     "Make a stage in `roots[0]`, or find it up to date in one of the roots."
@@ -210,6 +222,7 @@ def _run_stage(stage: Stage, config: Config, done: dict[str, StageResult], roots
         tmp.mkdir(parents=True)
         note = stage.make(config, {k: r.path for k, r in done.items()}, tmp, work)
         stamp(tmp, made_from)
+    for name in ("checkpoints", "final"): shutil.rmtree(work / name, ignore_errors=True)   # gigabytes that a whole run does not need
     return StageResult(stage.name, out, made_from, note, time.perf_counter() - start)
 
 # %% ../nbs/52_pipeline.ipynb #run_pipeline
@@ -225,11 +238,13 @@ def run_pipeline(
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     done: dict[str, StageResult] = {}
+    if upto == "run": check_savable(config.llm)
     try:
         with contextlib.nullcontext() if int(os.environ.get("RANK", 0)) else FileLock(root / ".lock", timeout=0):   # others train beside the first
             for stage in STAGES:
                 done[stage.name] = _run_stage(stage, config, done, [root, *map(Path, reuse)])
                 echo(done[stage.name])
+                if stage.name == "studies" and upto == "run": _check_splits(config, load_studies(done["studies"].path / "studies.parquet"))
                 if stage.name == upto: break
     except Timeout: raise R2GenKGError(f"{root}: another run is working in this folder; wait for it or choose another --out") from None
     return done
@@ -242,4 +257,11 @@ def evaluate_run(run: str | Path) -> dict:
     if not (run / "stages.json").is_file(): raise R2GenKGError(f"{run}: not a run folder (stages.json is missing); make one with `r2genkg train`")
     paths = {name: (run / path).resolve() for name, path in read_json(run / "stages.json", dict).items()}
     config = load_config(str(run / "config.yaml"))
+    if not _made_of(run, config, paths):
+        warnings.warn(f"{run}: the stages beside it are newer or older than the run; the model may have learnt from the studies that now test it", stacklevel=2)
     return evaluate(run, training_data(config, paths))["scores"]
+
+def _made_of(run: Path, config: Config, paths: Mapping[str, Path]) -> bool:
+    "Whether the stages in these folders are those that a run was stamped with."
+    done = {name: StageResult(name, path, stamp_of(path), "", None) for name, path in paths.items()}
+    return is_current(run, stage_hash(STAGES[-1], config, done))

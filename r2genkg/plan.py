@@ -17,7 +17,7 @@ import torch
 
 from .config import Config, LLMConfig, ModelConfig, R2GenKGError, best_device, override
 from .fusion import build_parts
-from .llm import explain_load_error
+from .llm import explain_load_error, find_gguf
 
 # %% ../nbs/41_plan.ipynb #llmshape
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ def llm_shape(config: LLMConfig) -> LLMShape:
     for name, shape in KNOWN_SHAPES.items():
         if name in config.name.lower(): return shape
     from transformers import AutoConfig
-    try: c = AutoConfig.from_pretrained(config.name)
+    gguf = find_gguf(config.name)
+    try: c = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name) if gguf else AutoConfig.from_pretrained(config.name)
     except Exception as e: raise explain_load_error(config.name, e) from None
     return LLMShape(c.hidden_size, c.num_hidden_layers, c.num_attention_heads, getattr(c, "num_key_value_heads", c.num_attention_heads),
                     getattr(c, "intermediate_size", 4 * c.hidden_size), c.vocab_size)

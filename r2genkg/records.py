@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'ENTITY_TYPES', 'RELATION_TYPES', 'Study', 'Entity', 'Relation', 'SentenceAnnotation', 'clean_value',
-           'visible', 'join_image', 'listed', 'split_name', 'hash_split', 'read_tree', 'read_split_ids', 'ReadReport',
-           'Studies', 'collect', 'save_studies', 'load_studies', 'check_section', 'check_images']
+           'visible', 'join_image', 'listed', 'split_name', 'hash_split', 'read_tree', 'report_key', 'read_split_ids',
+           'ReadReport', 'Studies', 'collect', 'save_studies', 'load_studies', 'check_section', 'check_images']
 
 # %% ../nbs/02_records.ipynb #code-2
 import hashlib, json, logging, math, os, re
@@ -155,13 +155,18 @@ def read_tree(path: str | Path) -> Any:
     except (OSError, ValueError) as e: raise R2GenKGError(f"{path}: cannot be read: {e}") from None
 
 # %% ../nbs/02_records.ipynb #_entry_keys
+def report_key(study_id: str) -> str:
+    "What the readers' ids of one report have in common: R2Gen's `CXR12_IM-0034` is the Open-i report `CXR12`."
+    found = re.match(r"(CXR\d+)_", study_id)
+    return found[1] if found else study_id
+
 def _entry_keys(entry: Any, where: str) -> list[str]:
     "Study ids that an entry of a split list stands for: a text, or an object with image_path or id."
     if isinstance(entry, dict): entry = entry.get("image_path") or entry.get("path_to_image") or entry.get("id")
     texts = entry if isinstance(entry, list) else [entry]
     if not texts or not all(isinstance(t, str) and t.strip("/. ") for t in texts): raise R2GenKGError(f"{where}: expected study ids or image paths (text)")
     studies = [t.strip("/").rpartition("/")[0].replace("/", "_") if "/" in t else t for t in texts]
-    return [key for s in studies for key in (s, *re.findall(r"^(CXR\d+)_", s))]
+    return [key for s in studies for key in dict.fromkeys((s, report_key(s)))]
 
 def read_split_ids(path: str | Path) -> dict[str, str]:
     "Study id -> split from a JSON file of three lists; an R2Gen IU-Xray id also counts as its Open-i uid, an image path as its study."

@@ -35,7 +35,7 @@ from .visualize import pick_nodes, plot_attention
 @dataclass(frozen=True)
 class RetrievedToken:
     "A vision token that a disease query gave much weight."
-    query: int                           # which of the 14 disease queries, from 1; nothing ties a query to one label
+    query: int                           # which of the 14 disease queries, from 1; query i is tied to label i where model.query_labels trained it
     label: str                           # label under which the token was cut
     study: str                           # training study it comes from
     box: tuple[int, int, int, int]       # x0, y0, x1, y1 in pixels of the resized image

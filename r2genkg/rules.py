@@ -227,7 +227,7 @@ def find_relations(
     entities: Sequence[Entity],        # in the order of the tokens
     lexicon: Lexicon | None = None,
 ) -> list[Relation]:
-    "Relations of a sentence with SPEC's directions: concept modifies, finding lies at anatomy, finding suggests disease."
+    "Relations of a sentence with the paper's directions: concept modifies, finding lies at anatomy, finding suggests disease."
     phrases = _Phrases(tokens, entities, lexicon or load_lexicon())
     thread = _Thread(phrases)
     for group in find_groups(tokens, entities): thread.read(group)

@@ -179,8 +179,10 @@ def commit() -> str:
     "Commit of the code (`-changed` if files differ from it), or the version where there is no repository."
     home = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
     def git(*args: str) -> str: return subprocess.run(["git", "-C", str(home), *args], capture_output=True, text=True).stdout.strip()
-    try: return (git("rev-parse", "--short", "HEAD") + ("-changed" if git("status", "--porcelain", "--untracked-files=no") else "")) or f"version {__version__}"
-    except OSError: return f"version {__version__}"
+    try: own = git("ls-files", "tables.py", "55_tables.ipynb")   # installed inside another project's repository, its commit would be told
+    except OSError: own = ""
+    if not own: return f"version {__version__}"
+    return git("rev-parse", "--short", "HEAD") + ("-changed" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 def footnote(spec: TableSpec, grid: Grid, outcomes: Sequence[Outcome], command: str) -> str:
     "Command, commit, seeds, test, sources."

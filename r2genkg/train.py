@@ -38,7 +38,7 @@ from .plan import check_memory
 from .qformer import load_qformer
 from .records import Study, check_images
 from .rgcn import confident_edges
-from .tensors import last_checkpoint, load_tensors
+from .tensors import last_checkpoint, load_tensors, one_card
 
 # %% ../nbs/50_train.ipynb #trainable_state
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
@@ -212,7 +212,7 @@ def build_model(config: Config, data: TrainingData) -> R2GenKG:
     set_seed(config.train.seed)          # the rest starts the same whether the language model was pretrained now or before
     vision = SwinClassifier.load(data.classifier)
     prefix = KnowledgePrefix(config.model, believed_scales(config, data), data.tokens.features, dim_llm=llm.get_input_embeddings().embedding_dim,
-                             dim_visual=vision.backbone.num_features, prune_kg=config.model.prune_kg,
+                             dim_visual=vision.backbone.num_features, num_visual=vision.num_tokens,
                              bank_labels=[LABELS.index(k) for k in data.tokens.table.label])
     if config.model.qformer_weights: load_qformer(prefix.parts["disease_queries"].qformer, config.model.qformer_weights)
     return R2GenKG(vision, prefix, llm, tokenizer, config)
@@ -232,7 +232,7 @@ def training_arguments(config: Config, work: Path, examples: int) -> TrainingArg
     every = max(1, round(per_epoch / c.evals_per_epoch)) if c.evals_per_epoch else per_epoch
     total = max(1, int(per_epoch * c.epochs))
     half = "fp16" if cuda and not torch.cuda.is_bf16_supported() else "bf16"
-    return TrainingArguments(
+    return one_card(TrainingArguments(
         output_dir=str(work), num_train_epochs=c.epochs, per_device_train_batch_size=c.batch_size, gradient_accumulation_steps=c.accumulate,
         learning_rate=c.lr, weight_decay=c.weight_decay, max_grad_norm=c.clip, warmup_steps=round(c.warmup_ratio * total),
         lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": min(c.min_lr, c.lr)},
@@ -241,7 +241,7 @@ def training_arguments(config: Config, work: Path, examples: int) -> TrainingArg
         eval_strategy="steps" if c.evals_per_epoch else "no", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
         load_best_model_at_end=bool(c.evals_per_epoch), metric_for_best_model="score", greater_is_better=True,
         logging_steps=max(1, per_epoch // 10), disable_tqdm=True, report_to="none", seed=c.seed, remove_unused_columns=False,
-        dataloader_pin_memory=cuda, label_names=["labels"])
+        dataloader_pin_memory=cuda, label_names=["labels"]))
 
 # %% ../nbs/50_train.ipynb #tensorboard
 def tensorboard(folder: Path) -> TrainerCallback:
@@ -283,6 +283,7 @@ def train(
 ) -> Path:
     "Train `config` on `data`, resuming from `work` if it holds a checkpoint; saves the model and its log in `out`."
     out, work = Path(out), Path(work or Path(out) / "work")
+    if fsdp() and config.llm.pretrain_epochs: raise R2GenKGError("a sharded model (FSDP) cannot be put together again after llm.pretrain_epochs: set it to 0")
     if fsdp() and config.train.evals_per_epoch: raise R2GenKGError("a sharded model (FSDP) cannot generate while it trains: set train.evals_per_epoch=0")
     if best_device() == "cuda": torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))   # the card that the launcher gave this process
     set_seed(config.train.seed)

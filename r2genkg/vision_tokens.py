@@ -93,7 +93,7 @@ def select_patches(
     threshold: float = 0.75,  # of the mean over a patch
     most: int = 6,            # per pair
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # (N,) each: pair, cell (row by row), rank within the pair, mean CAM
-    "Patches with a mean activation over the threshold, at most `most` per pair, best first (SPEC section 2)."
+    "Patches with a mean activation over the threshold, at most `most` per pair, best first (reference: AM_MRG's cam.py)."
     if maps.shape[-1] % patch: raise R2GenKGError(f"tokens.patch={patch} does not divide the image size {maps.shape[-1]}")
     means = F.avg_pool2d(maps[:, None], patch)[:, 0].flatten(1)
     cells = means.argsort(dim=1, descending=True, stable=True)[:, :most]

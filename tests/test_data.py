@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from PIL import Image
 from r2genkg.config import R2GenKGError, load_config
 from r2genkg.download import download_iu_xray, fetch
 from r2genkg.prepare import data_set, data_sets, leaking_patients, prepare, read_data_set
+from r2genkg.pipeline import StageResult
 from r2genkg.records import SPLITS, check_section, load_studies, read_split_ids
+from r2genkg.studies import read_openi_package
 
 
 def picture(path: Path, seed: int = 0) -> None:
@@ -143,10 +146,11 @@ def test_sections_and_names(tmp_path):
         prepare("iu-xray", r2gen(tmp_path / "iu", (1, 0, 0)), tmp_path / "o.parquet", splits="official")
 
 
-def test_prepared_studies_feed_the_pipeline(tmp_path):
+@pytest.mark.parametrize("preset", ["demo", "iu-xray", "chexpert-plus", "mimic-cxr"])   # the last three say where and in what form the raw files are
+def test_prepared_studies_feed_the_pipeline(tmp_path, preset):
     from r2genkg.pipeline import run_pipeline
     prepare("iu-xray", r2gen(tmp_path / "iu", (4, 1, 1)), tmp_path / "p" / "studies.parquet")
-    config = load_config("demo", ["studies.source=files", f"studies.path={tmp_path}/p/studies.parquet", "studies.n_train=0", "studies.n_val=0", "studies.n_test=0"])
+    config = load_config(preset, ["studies.source=files", f"studies.path={tmp_path}/p/studies.parquet", "studies.n_train=0", "studies.n_val=0", "studies.n_test=0"])
     assert "4 train, 1 val, 1 test" in run_pipeline(config, tmp_path / "run", upto="studies")["studies"].note
 
 
@@ -239,7 +243,6 @@ def test_nobody_there(tmp_path, server):
 # --- what was made from held-out studies does not reach training -----------------------------------------------------------
 
 def test_graph_and_bank_of_held_out_studies_are_refused(tmp_path, caplog):
-    from dataclasses import replace
 
     from r2genkg.graph import M3KG, build_from_file
     from r2genkg.train import train
@@ -258,6 +261,35 @@ def test_graph_and_bank_of_held_out_studies_are_refused(tmp_path, caplog):
     few = ["train.epochs=0.1", "train.evals_per_epoch=0"]
     train(settings(*few), replace(data, graph=M3KG.load(tmp_path / "own")), tmp_path / "run")
     train(settings(*few, "train.allow_held_out=true"), leaky, tmp_path / "run2")
+
+
+def test_packaged_reports_of_held_out_studies_stay_out_of_the_graph():
+    from r2genkg.pipeline import graph_corpus
+    openi = [s for s in read_openi_package() if s.findings][:6]
+    studies = [replace(s, id=f"{s.id}_IM-0001-1001", split=split) for s, split in zip(openi, ("train", "train", "val", "test", "test"))]   # as R2Gen names them
+    texts = graph_corpus(load_config("demo"), studies)
+    assert {s.id for s in studies[:2]} <= texts.keys() and openi[5].id in texts
+    assert not texts.keys() & {i for s in studies[2:] for i in (s.id, s.id.partition("_")[0])} and not texts.keys() & {s.id for s in openi[:2]}
+
+
+@pytest.mark.parametrize("split, change", [("test", []), ("val", ["train.evals_per_epoch=1"])])
+def test_a_split_that_the_run_will_miss_is_told_at_once(tmp_path, split, change):
+    from r2genkg.pipeline import run_pipeline
+    counts = [f"studies.n_{k}={int(k != split)}" for k in ("train", "val", "test")]
+    with pytest.raises(R2GenKGError, match=f"no study with findings in the split '{split}'"): run_pipeline(load_config("demo", [*counts, *change]), tmp_path / "run")
+    assert not (tmp_path / "run" / "classifier").exists()
+
+
+def test_an_edited_table_makes_its_stage_again(tmp_path):
+    from r2genkg.pipeline import STAGES, stage_hash
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("{}\n")
+    stage = next(s for s in STAGES if s.name == "m3kg")
+    config = load_config("demo", [f"graph.annotator=replay:{answers}"])
+    studies = {"studies": StageResult("studies", tmp_path, "1", "", None)}
+    before = stage_hash(stage, config, studies)
+    answers.write_text("{}\n{}\n")
+    assert stage_hash(stage, config, studies) != before
 
 
 def test_section_of_prepared_studies_is_held_to(tmp_path):
