@@ -26,7 +26,7 @@ from .granularity import ScaleGraph
 from .graph import M3KG
 from .images import ImageCache, image_key, to_pixels
 from .labels import label_reports
-from .model import R2GenKG
+from .model import R2GenKG, target_ids
 from .records import Study, report_key
 from .studies import clean_report
 from .tensors import load_tensors, weights_key
@@ -81,7 +81,7 @@ def study_labels(
 
 # %% ../nbs/49_batches.ipynb #reportdataset
 class ReportDataset(Dataset):
-    "Target ids (at most `target_length`, end token included) with images (V, H, W) uint8 or cached features (49, C)."
+    "Target ids (see `target_ids`) with images (V, H, W) uint8 or cached features (49, C)."
     def __init__(self,
         reports: Sequence[str],              # cleaned reports
         tokenizer: PreTrainedTokenizerBase,
@@ -90,8 +90,7 @@ class ReportDataset(Dataset):
         visual: Tensor | None = None,        # (S, 49, C), instead of images
         labels: Tensor | None = None,        # (S, 14) of 1, 0, -1, NaN
     ):
-        ids = tokenizer(list(reports), add_special_tokens=False, truncation=True, max_length=target_length - 1)["input_ids"]
-        self.targets = [x + [tokenizer.eos_token_id] for x in ids]
+        self.targets = target_ids(reports, tokenizer, target_length)
         self.images, self.visual, self.labels = images, visual, labels
 
     def __len__(self) -> int: return len(self.targets)
