@@ -255,16 +255,17 @@ def save_graph_parts(prefix: KnowledgePrefix, folder: Path) -> None:
     tensors = {f"{i}.{name}": own(getattr(s, name).detach().cpu()) for i, s in numbered for name in ("x", "edge_index", "edge_type")}  # scales may share memory
     words = {str(i): json.dumps({"names": list(s.names), "keys": list(s.keys)}) for i, s in numbered}
     save_file(tensors, folder / "scales.safetensors", words)
-    save_file({"features": prefix.bank.detach().cpu().contiguous()}, folder / "bank.safetensors")
+    save_file({"features": prefix.bank.detach().cpu().contiguous(), "labels": prefix.bank_labels.cpu()}, folder / "bank.safetensors")
 
-def load_graph_parts(folder: Path) -> tuple[list[Any], Tensor]:
-    "ScaleGraphs and bank of a saved model."
+def load_graph_parts(folder: Path) -> tuple[list[Any], Tensor, list[int]]:
+    "ScaleGraphs, bank, and the labels of its tokens, of a saved model."
     from r2genkg.granularity import ScaleGraph
     tensors, meta = load_tensors(folder / "scales.safetensors")
     words = {k: meta_json(meta, k, folder / "scales.safetensors") for k in meta}
     scales = [ScaleGraph(tensors[f"{i}.x"], tensors[f"{i}.edge_index"], tensors[f"{i}.edge_type"],
                          tuple(words[str(i)]["names"]), tuple(words[str(i)]["keys"])) for i in range(len(words))]
-    return scales, load_tensors(folder / "bank.safetensors", ["features"])[0]["features"]
+    bank, _ = load_tensors(folder / "bank.safetensors", ["features"])
+    return scales, bank["features"], bank.get("labels", torch.tensor([])).tolist()
 
 R2GenKG.save = save_model
 
@@ -290,8 +291,8 @@ def load_model(
     config, knowledge = load_config(str(folder / "config.yaml")), folder / "knowledge.safetensors"
     tensors, meta = load_tensors(knowledge)
     with one_line(folder):
-        scales, bank = load_graph_parts(folder)
-        prefix = KnowledgePrefix(config.model, scales, bank if len(bank) else None, **meta_json(meta, "prefix", knowledge))
+        scales, bank, labels = load_graph_parts(folder)
+        prefix = KnowledgePrefix(config.model, scales, bank if len(bank) else None, bank_labels=labels, **meta_json(meta, "prefix", knowledge))
         prefix.load_state_dict({k.removeprefix("prefix."): v for k, v in tensors.items() if k.startswith("prefix.")})
         vision = vision if vision is not None else load_vision(folder / "vision", meta["vision"])
         trained = {k.removeprefix("vision."): v for k, v in tensors.items() if k.startswith("vision.")}
