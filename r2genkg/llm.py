@@ -226,12 +226,13 @@ def load_pretrained(
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token  # padding never enters the loss
     return llm, tokenizer
 
-# %% ../nbs/40_llm.ipynb #build_llm
+# %% ../nbs/40_llm.ipynb #check_savable
 def check_savable(config: LLMConfig) -> None:
     "Raise `R2GenKGError` where an adapter would be saved without the model that it belongs to."
     if config.name == "scratch" and config.adapter in ("lora", "qlora"):
         raise R2GenKGError(f"llm.adapter={config.adapter} needs a pretrained model, which a saved run can name: with llm.name=scratch set llm.adapter=full")
 
+# %% ../nbs/40_llm.ipynb #build_llm
 def build_llm(
     config: LLMConfig,
     texts: Sequence[str] = (),     # training reports; needed for "scratch"

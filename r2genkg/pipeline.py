@@ -184,6 +184,14 @@ STAGES = (Stage("studies", ("studies",), (), make_studies, ("studies.path", "stu
           Stage("vision_tokens", ("tokens",), ("studies", "classifier", "m3kg"), make_tokens),
           Stage("run", ("model", "llm", "train", "decode"), ("studies", "m3kg", "scales", "classifier", "vision_tokens"), make_run, ("model.qformer_weights",)))
 
+# %% ../nbs/52_pipeline.ipynb #_check_splits
+def _check_splits(config: Config, studies: Sequence[Study]) -> None:
+    "Raise `R2GenKGError` now for a split that the run would miss after hours of training."
+    wanted = {"train": "", "test": ""} | ({"val": ", or set train.evals_per_epoch=0"} if config.train.evals_per_epoch else {})
+    for split, remedy in wanted.items():
+        if not any(s.split == split and s.findings.strip() for s in studies):
+            raise R2GenKGError(f"{config.studies.path or config.studies.source}: no study with findings in the split {split!r}; name its studies there{remedy}")
+
 # %% ../nbs/52_pipeline.ipynb #_train_beside
 def _train_beside(stage: Stage, config: Config, done: dict[str, StageResult], root: Path, made_from: str) -> StageResult:
     "The last stage in every process but the first of `accelerate launch`: it trains along and saves nothing."
@@ -200,13 +208,6 @@ def stage_hash(stage: Stage, config: Config, done: Mapping[str, StageResult]) ->
     "What a stage is stamped with: its part of the configuration, the user's files that it reads, and the hashes of the stages that it needs."
     own = [file for key in stage.files for file in _files_at(attrgetter(key)(config) or "")]
     return fingerprint(stage.name, __version__, *(getattr(config, s) for s in stage.sections), *own, *(done[n].hash for n in stage.needs))
-
-def _check_splits(config: Config, studies: Sequence[Study]) -> None:
-    "Raise `R2GenKGError` now for a split that the run would miss after hours of training."
-    wanted = {"train": "", "test": ""} | ({"val": ", or set train.evals_per_epoch=0"} if config.train.evals_per_epoch else {})
-    for split, remedy in wanted.items():
-        if not any(s.split == split and s.findings.strip() for s in studies):
-            raise R2GenKGError(f"{config.studies.path or config.studies.source}: no study with findings in the split {split!r}; name its studies there{remedy}")
 
 def _run_stage(stage: Stage, config: Config, done: dict[str, StageResult], roots: Sequence[Path]) -> StageResult:
     "Make a stage in `roots[0]`, or find it up to date in one of the roots."

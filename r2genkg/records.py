@@ -154,12 +154,13 @@ def read_tree(path: str | Path) -> Any:
     except RecursionError: raise R2GenKGError(f"{path}: nested too deeply to be read") from None
     except (OSError, ValueError) as e: raise R2GenKGError(f"{path}: cannot be read: {e}") from None
 
-# %% ../nbs/02_records.ipynb #_entry_keys
+# %% ../nbs/02_records.ipynb #report_key
 def report_key(study_id: str) -> str:
     "What the readers' ids of one report have in common: R2Gen's `CXR12_IM-0034` is the Open-i report `CXR12`."
     found = re.match(r"(CXR\d+)_", study_id)
     return found[1] if found else study_id
 
+# %% ../nbs/02_records.ipynb #_entry_keys
 def _entry_keys(entry: Any, where: str) -> list[str]:
     "Study ids that an entry of a split list stands for: a text, or an object with image_path or id."
     if isinstance(entry, dict): entry = entry.get("image_path") or entry.get("path_to_image") or entry.get("id")

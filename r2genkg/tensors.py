@@ -59,6 +59,7 @@ def last_checkpoint(folder: str | Path) -> str | None:
     whole = [p.parent for p in Path(folder).glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
 
+# %% ../nbs/03_tensors.ipynb #one_card
 def one_card(args: Any) -> Any:
     "`TrainingArguments` for a process that keeps to one card: `nn.DataParallel` would multiply the batch and cannot split 4-bit weights."
     args._n_gpu = min(args.n_gpu, 1)

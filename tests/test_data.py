@@ -14,8 +14,8 @@ from PIL import Image
 
 from r2genkg.config import R2GenKGError, load_config
 from r2genkg.download import download_iu_xray, fetch
-from r2genkg.prepare import data_set, data_sets, leaking_patients, prepare, read_data_set
 from r2genkg.pipeline import StageResult
+from r2genkg.prepare import data_set, data_sets, leaking_patients, prepare, read_data_set
 from r2genkg.records import SPLITS, check_section, load_studies, read_split_ids
 from r2genkg.studies import read_openi_package
 
@@ -243,7 +243,6 @@ def test_nobody_there(tmp_path, server):
 # --- what was made from held-out studies does not reach training -----------------------------------------------------------
 
 def test_graph_and_bank_of_held_out_studies_are_refused(tmp_path, caplog):
-
     from r2genkg.graph import M3KG, build_from_file
     from r2genkg.train import train
     from toy_run import settings, toy_data
