@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from .classifier import label_matrix
-from .config import Config, R2GenKGError, atomic_path, fingerprint, progress
+from .config import LABELS, Config, R2GenKGError, atomic_path, fingerprint, progress
 from .granularity import ScaleGraph
 from .graph import M3KG
 from .images import ImageCache, image_key, to_pixels
@@ -73,11 +73,9 @@ def study_labels(
     section: str = "findings",
 ) -> pd.DataFrame:             # (S, 14), index: study ids; 1, 0, -1, NaN
     "Labels of studies: their own where they have them, else the rule labeler's."
-    table = label_reports([s.report(section) for s in studies]).astype(float)
-    table.index = [s.id for s in studies]
-    for s in studies:
-        if s.labels: table.loc[s.id] = [s.labels.get(k, np.nan) for k in table.columns]
-    return table
+    bare = [s for s in studies if not s.labels]
+    read = dict(zip((s.id for s in bare), label_reports([s.report(section) for s in bare]).to_dict("records"), strict=True))
+    return pd.DataFrame([s.labels or read[s.id] for s in studies], columns=list(LABELS), index=[s.id for s in studies], dtype=float)
 
 # %% ../nbs/49_batches.ipynb #reportdataset
 class ReportDataset(Dataset):
