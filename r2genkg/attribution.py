@@ -25,7 +25,7 @@ def sentence_ranges(
     "Token ids of a report, and its sentences with their first and last-plus-one token. Raises `R2GenKGError` for an empty text."
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ranges, start = [], 0
-    ends = [i for i, (a, b) in enumerate(found["offset_mapping"]) if text[a:b].strip().endswith(".")]
+    ends = [i for i, (a, b) in enumerate(found["offset_mapping"]) if text[a:b].strip().endswith(".") and not text[b:b + 1].isdigit()]
     for end in dict.fromkeys([*ends, len(found["input_ids"]) - 1]):
         if end < start: continue
         (first, _), (_, last) = found["offset_mapping"][start], found["offset_mapping"][end]

@@ -9,7 +9,7 @@ __all__ = ['SUFFIXES', 'STATED', 'GROUPS', 'OUTPUTS', 'RetrievedToken', 'Generat
            'report_files']
 
 # %% ../nbs/61_report.ipynb #code-2
-import base64, io, logging, textwrap
+import base64, io, logging, re, textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -54,7 +54,7 @@ class GeneratedReport:
     @property
     def sentences(self) -> list[str]:
         "The report's sentences."
-        return [s.strip() + "." for s in self.text.split(".") if s.strip()]
+        return [s.strip() + "." for s in re.split(r"\.(?!\d)", self.text) if s.strip()]
 
 # %% ../nbs/61_report.ipynb #selective_nodes
 def selective_nodes(kg2v: np.ndarray, names: Sequence[str], count: int = 6) -> list[tuple[str, float]]:
