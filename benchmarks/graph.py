@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from r2genkg.annotate import iter_annotations
-from r2genkg.graph import build_graph, compose, node_table, triple_table
+from r2genkg.graph import build_graph, compose, leave_to_one, node_table, triple_table
 from r2genkg.graph_io import rexkg_pairs
 from r2genkg.linker import Concept
 from r2genkg.mentions import Counts, surface_table, unfit
@@ -156,7 +156,8 @@ def grouped_nodes(counts: Counts, linker: DictLinker) -> tuple:
     lost = {s: why for s, t in zip(table.index, table.type) if (why := unfit(s, t))}
     fit = table[~table.index.isin(lost)]
     merging = merge_surfaces(fit, GraphOptions(linker=linker))
-    nodes, key_of, shared = node_table(fit, merging)
+    nodes, key_of, claimed = node_table(fit, merging)
+    nodes, _ = leave_to_one(nodes, fit.type.to_dict(), key_of, claimed)
     return nodes, key_of, lost, compose(nodes, key_of)
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LABELS', 'MADE_FROM', 'R2GenKGError', 'Section', 'StudiesConfig', 'GraphConfig', 'ScalesConfig', 'ClassifierConfig',
            'TokensConfig', 'ModelConfig', 'LLMConfig', 'TrainConfig', 'DecodeConfig', 'Config', 'preset_names',
-           'read_yaml', 'load_config', 'override', 'atomic_path', 'read_json', 'write_json', 'fingerprint', 'stamp',
-           'stamp_of', 'is_current', 'set_seed', 'best_device', 'progress']
+           'read_yaml', 'load_config', 'override', 'atomic_path', 'read_json', 'write_json', 'fingerprint',
+           'file_marks', 'stamp', 'stamp_of', 'is_current', 'set_seed', 'best_device', 'progress']
 
 # %% ../nbs/00_config.ipynb #code-2
 import contextlib, difflib, glob, hashlib, json, os, platform, random, shutil, sys
@@ -344,6 +344,12 @@ def fingerprint(*parts: Any) -> str:
 
 # %% ../nbs/00_config.ipynb #stamp
 MADE_FROM = "made_from.json"
+
+def file_marks(path: str | Path) -> list[tuple[str, int, int]]:
+    "Name, size and time of a file, or of the files directly in a folder: for fingerprints of what is too large to read; nothing there gives none."
+    path = Path(path)
+    found = sorted(p for p in (path.iterdir() if path.is_dir() else [path]) if p.is_file())
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found]
 
 def stamp(folder: Path, made_from: str) -> None:
     "Store in `folder` the hash of what it was made from."

@@ -57,7 +57,7 @@ def annotate(
     out: Annotated[Path, typer.Option(help="annotations.jsonl")],
     annotator: Annotated[str, typer.Option(help="rules | model:DIR | replay:FILE | llm:MODEL | llm:SETTINGS.yaml")] = "rules",
     section: Annotated[str, typer.Option(help="findings | findings+impression")] = "findings",
-    sample: Annotated[int, typer.Option(help="The first reports only (1,000 in the paper); 0: all.")] = 0,
+    sample: Annotated[int, typer.Option(min=0, help="The first reports only (1,000 in the paper); 0: all.")] = 0,
     allow_external: Annotated[bool, typer.Option("--allow-external", help="llm: report text may leave this machine.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="llm: print calls, tokens and cost; send nothing.")] = False,
     max_cost: Annotated[Optional[float], typer.Option(help="llm: dollars that all runs into OUT may cost; needs the prices.")] = None,
@@ -71,7 +71,11 @@ def annotate(
     "Reports -> entities and relations per sentence, one report a line. An interrupted llm run goes on without paying twice."
     from r2genkg.annotate import annotate_file
     from r2genkg.llm_annotate import ask_file
-    if not annotator.startswith("llm"): return show(annotate_file(studies, out, annotator, section, sample), as_json)
+    given = {"--allow-external": allow_external, "--dry-run": dry_run, "--max-cost": max_cost, "--price-input": price_input, "--price-output": price_output,
+             "--base-url": base_url, "--concurrency": concurrency, "--partial": partial}
+    own = annotator.partition(":")[0] == "llm"
+    if not own and (odd := [name for name, value in given.items() if value]): raise R2GenKGError(f"{odd[0]} is for --annotator llm:MODEL; {annotator} sends nothing and costs nothing")
+    if not own: return show(annotate_file(studies, out, annotator, section, sample), as_json)
     settings = llm_options(annotator.partition(":")[2], allow_external=allow_external or None, max_cost=max_cost, base_url=base_url or None,
                            concurrency=concurrency, price=(price_input, price_output))
     show(ask_file(studies, out, settings, section, sample, dry_run, partial), as_json)

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .config import R2GenKGError, atomic_path, read_json, write_json
+from .config import R2GenKGError, atomic_path, file_marks, fingerprint, read_json, write_json
 from .examples import encoder_source
 from .graph import M3KG
 from .records import RELATION_TYPES
@@ -143,8 +143,9 @@ def load_encoder(embedder: str):
 # %% ../nbs/34_granularity.ipynb #embed_texts
 @torch.inference_mode()
 def embed_texts(texts: Sequence[str], embedder: str = "minilm", batch_size: int = 64) -> Tensor:
-    "Mean of the last hidden state over tokens, (n, D) float32; texts that were embedded before come from the cache."
-    cache = Path(os.environ.get("R2GENKG_CACHE", Path.home() / ".cache" / "r2genkg")) / "embeddings" / f"{hashlib.sha256(embedder.encode()).hexdigest()[:12]}.safetensors"
+    "Mean of the last hidden state over tokens, (n, D) float32; texts that this encoder embedded before come from the cache."
+    root = Path(os.environ.get("R2GENKG_CACHE", Path.home() / ".cache" / "r2genkg"))
+    cache = root / "embeddings" / f"{fingerprint(embedder, file_marks(encoder_source(embedder)))}.safetensors"
     known = _read_cache(cache)
     name = {t: hashlib.sha256(t.encode()).hexdigest()[:24] for t in dict.fromkeys(texts)}
     new = [t for t in name if name[t] not in known]

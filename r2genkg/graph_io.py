@@ -8,8 +8,9 @@ __all__ = ['WRITERS', 'KIND_COLOURS', 'RELATION_COLOURS', 'import_m3kg', 'rexkg_
            'layout', 'write_page', 'coverage', 'compare_graphs']
 
 # %% ../nbs/28_graph_io.ipynb #code-2
-import csv, re
+import csv, logging, re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .config import R2GenKGError, atomic_path, read_json, write_json
-from .graph import M3KG, NODE_COLUMNS, edge_sentences, find_node, read_triples
+from .graph import M3KG, NODE_COLUMNS, edge_sentences, find_node, inner_triples, read_triples
 from .records import SentenceAnnotation
 
 # %% ../nbs/28_graph_io.ipynb #_m3kg_types
@@ -41,7 +42,7 @@ def import_m3kg(
     ends = pd.concat([pd.DataFrame({"key": triples[end], "name": raw[f"{end}_entity"].str.lower(), "n": triples["count"]}) for end in ("source", "target")])
     names = ends.groupby(["key", "name"], sort=False).n.sum().reset_index().sort_values("n", ascending=False, kind="stable")
     nodes = names.groupby("key", sort=False).agg(name=("name", "first"), count=("n", "sum"), aliases=("name", list)).reset_index()
-    kinds = [next((types[a] for a in aliases if a in types), "concept" if not types else "unknown") for aliases in nodes.aliases]
+    kinds = [next((types[a] for a in aliases if a in types), "unknown") for aliases in nodes.aliases]
     nodes = nodes.assign(entity_type=kinds, present=nodes["count"], absent=0, uncertain=0, definition="", tui="", possibility=np.nan,
                          cui=[k if re.fullmatch(r"C\d{7}", k) else "" for k in nodes.key])
     return M3KG(nodes[list(NODE_COLUMNS)], triples, meta={"source": "m3kg"})
@@ -63,7 +64,7 @@ def rexkg_pairs(triples: pd.DataFrame) -> pd.DataFrame:
 # %% ../nbs/28_graph_io.ipynb #write_rexkg
 def write_rexkg(graph: M3KG, out: Path) -> None:
     "A folder with `kg_nodes.json` and `kg_relations.csv` in ReXKG's form."
-    name = graph.nodes.set_index("key").name
+    name = pd.concat([graph.nodes, graph.subgraphs])[["key", "name"]].drop_duplicates("key").set_index("key").name
     pairs = rexkg_pairs(graph.triples[graph.triples["count"] > 0])
     nodes = {n.key: {"CUI": n.cui, "Name": n.name_, "Definition": n.definition, "TUI": n.tui.split(",") if n.tui else [], "Aliases": list(n.aliases),
                      "Possibility": None if pd.isna(n.possibility) else n.possibility, "entity_type": n.entity_type, "count": int(n.count_)}
@@ -92,7 +93,11 @@ def write_graphml(graph: M3KG, out: Path) -> None:
     "GraphML; control characters, which XML cannot hold, are left out."
     import networkx as nx
     clean = graph.nodes.assign(name=graph.nodes.name.str.replace(_CONTROLS, "", regex=True), key=graph.nodes.key.str.replace(_CONTROLS, "", regex=True))
-    nx.write_graphml(to_networkx(M3KG(clean, graph.triples)), out)
+    found = to_networkx(M3KG(clean, graph.triples))
+    numbered: Any = nx.MultiDiGraph()          # an edge's key becomes its id, which Gephi and yEd want but once in a file
+    numbered.add_nodes_from(found.nodes(data=True))
+    numbered.add_edges_from((a, b, f"e{i}", facts) for i, (a, b, facts) in enumerate(found.edges(data=True)))
+    nx.write_graphml(numbered, out)
 
 # %% ../nbs/28_graph_io.ipynb #write_neo4j
 def write_neo4j(graph: M3KG, out: Path) -> None:
@@ -142,17 +147,25 @@ def _literal(text: str) -> str:
     return '"' + "".join(_ESCAPES.get(c, c) if c >= " " or c in _ESCAPES else f"\\u{ord(c):04X}" for c in text) + '"'
 
 def write_turtle(graph: M3KG, out: Path) -> None:
-    "RDF 1.1 Turtle: nodes with label, type and counts; each triple as a statement with its count."
+    "RDF 1.1 Turtle: nodes with label, type and counts; each triple with its counts, and stated outright unless it was only ever negated."
     place = {k: f"n:{i}" for i, k in enumerate(graph.nodes.key)}
     with out.open("w", encoding="utf-8") as file:
         file.write("@prefix n: <urn:r2genkg:node:> .\n@prefix r: <urn:r2genkg:> .\n@prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .\n\n")
         for n in graph.nodes.rename(columns={"name": "label", "count": "total"}).itertuples():
             file.write(f"{place[n.key]} a r:{n.entity_type} ; rdfs:label {_literal(n.label)} ; r:key {_literal(n.key)} ; r:count {n.total} ; r:absent {n.absent} .\n")
         for i, t in enumerate(graph.triples.rename(columns={"count": "total"}).itertuples()):
-            a, b = place.get(t.source), place.get(t.target)
-            if a and b: file.write(f"{a} r:{t.type} {b} .\nr:s{i} r:source {a} ; r:relation r:{t.type} ; r:target {b} ; r:count {t.total} ; r:absent {t.absent} .\n")
+            a, b = place[t.source], place[t.target]
+            if t.total: file.write(f"{a} r:{t.type} {b} .\n")
+            file.write(f"r:s{i} r:source {a} ; r:relation r:{t.type} ; r:target {b} ; r:count {t.total} ; r:absent {t.absent} .\n")
 
 # %% ../nbs/28_graph_io.ipynb #export_graph
+def _between_nodes(graph: M3KG) -> M3KG:
+    "The graph with triples between nodes; what is left out, which only imported graphs have, is counted in the log."
+    inner = inner_triples(graph)
+    if lost := len(graph.triples) - len(inner):
+        logging.getLogger("r2genkg").warning("%d triples end at a composed entity that is no node (%s); left out", lost, ", ".join(graph.subgraphs.key[:4]))
+    return replace(graph, triples=inner)
+
 WRITERS = {"graphml": write_graphml, "neo4j": write_neo4j, "pyg": write_pyg, "ttl": write_turtle, "rexkg": write_rexkg}
 
 def export_graph(
@@ -162,6 +175,7 @@ def export_graph(
 ) -> Path:
     "Write a graph in another program's form, atomically. Raises `R2GenKGError` for an unknown form."
     if format not in WRITERS: raise R2GenKGError(f"export format {format!r} is none of {', '.join(WRITERS)}")
+    if format != "rexkg": graph = _between_nodes(graph)
     with atomic_path(out) as tmp: WRITERS[format](graph, tmp)
     return Path(out)
 
@@ -256,18 +270,18 @@ def _neighbours(triples: pd.DataFrame) -> dict[str, set]:
 
 # %% ../nbs/28_graph_io.ipynb #coverage
 def coverage(a: M3KG, b: M3KG) -> dict[str, float]:
-    "How much of B is in A: node mass, edge mass, and overlap of the sub-graphs around common disorders."
+    "How much of B is in A: node mass, edge mass, and typed neighbours of the disorders that both have."
     match = _match(a, b)
     nodes = b.nodes.set_index("key")["count"]
     evidence = b.triples[b.triples["count"] > 0]
-    ends = {k: k for k in {*evidence.source, *evidence.target} - set(nodes.index)} | match        # composed entities of ReXKG are ends, not nodes
+    ends = {k: k if k not in nodes.index else f"not in A: {k}" for k in {*evidence.source, *evidence.target}} | match   # composed entities of ReXKG are ends, not nodes
     renamed = evidence.assign(source=evidence.source.map(ends), target=evidence.target.map(ends))
     known = set(a.triples[a.triples["count"] > 0][["source", "target", "type"]].itertuples(index=False, name=None))
     hit = np.array([t in known for t in renamed[["source", "target", "type"]].itertuples(index=False, name=None)], dtype=bool)
-    mine, theirs = _neighbours(a.triples[a.triples["count"] > 0]), _neighbours(renamed.dropna(subset=["source", "target"]))
+    mine, theirs = _neighbours(a.triples[a.triples["count"] > 0]), _neighbours(renamed)
     disorders = {match[k] for k in b.nodes.key[b.nodes.entity_type == "disorder"] if k in match}
     around = [(mine.get(k, set()), theirs.get(k, set())) for k in disorders]
-    overlap = [len(x & y) / len(x | y) for x, y in around if x | y]
+    overlap = [len(x & y) / len(y) for x, y in around if y]
     return {"node": float(nodes[nodes.index.isin(match)].sum() / max(1, nodes.sum())),
             "edge": float(evidence["count"].to_numpy()[hit].sum() / max(1, evidence["count"].sum())), "subgraph": float(np.mean(overlap)) if overlap else 0.0}
 

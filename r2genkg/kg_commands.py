@@ -21,12 +21,13 @@ kg = typer.Typer(no_args_is_help=True, help="Build, inspect, convert and compare
 # %% ../nbs/66_kg_commands.ipynb #kg_build
 @kg.command("build")
 def kg_build(
-    studies: Annotated[Path, typer.Option(help="R2Gen json, studies.parquet, Open-i XML or tables, CheXpert Plus csv, folder + csv.")],
     out: Annotated[Path, typer.Option(help="Folder of the graph.")],
+    studies: Annotated[Optional[Path], typer.Option(help="R2Gen json, studies.parquet, Open-i XML or tables, CheXpert Plus csv, folder + csv.")] = None,
+    annotations: Annotated[Optional[Path], typer.Option(help="Or annotations.jsonl of `annotate` or `extract run`, read as a stream; the next three options are for --studies.")] = None,
     annotator: Annotated[str, typer.Option(help="rules | model:DIR | replay:FILE | llm:MODEL | llm:SETTINGS.yaml")] = "rules",
     split: Annotated[str, typer.Option(help="Splits to read, comma separated; 'all' for every study. A graph that a model learns with: train.")] = "all",
     section: Annotated[str, typer.Option(help="findings | findings+impression")] = "findings",
-    min_count: Annotated[int, typer.Option(help="Mentions below which a term is no node.")] = 2,
+    min_count: Annotated[int, typer.Option(min=1, help="Mentions below which a term is no node.")] = 2,
     linker: Annotated[str, typer.Option(help="scispacy[:VOCABULARY], or a table made from MRCONSO; empty: no linking.")] = "",
     merge_threshold: Annotated[float, typer.Option(help="Cosine from which near-identical names are joined (ReXKG: 0.95); 0: never.")] = 0.0,
     embedder: Annotated[str, typer.Option(help="Sentence encoder for --merge-threshold: minilm, or a hub name or folder.")] = "minilm",
@@ -37,10 +38,11 @@ def kg_build(
     from r2genkg.granularity import embed_texts
     from r2genkg.linker import get_linker
     from r2genkg.merging import GraphOptions
-    from r2genkg.graph import build_from_file
+    from r2genkg.graph import build_from_annotations, build_from_file
+    if (annotations is None) == (studies is None): raise R2GenKGError("give either --studies or --annotations")
     embed = partial(embed_texts, embedder=embedder) if merge_threshold else None
     options = GraphOptions(min_count=min_count, linker=get_linker(linker), merge_threshold=merge_threshold, embed=embed)
-    show(build_from_file(studies, out, annotator, split, section, options), as_json)
+    show(build_from_file(studies, out, annotator, split, section, options) if studies else build_from_annotations(annotations, out, options), as_json)
 
 # %% ../nbs/66_kg_commands.ipynb #kg_stats
 @kg.command("stats")

@@ -7,8 +7,8 @@ __all__ = ['Journal', 'answer_key', 'documents', 'run_async', 'Asker', 'Outcome'
            'annotate_with_llm', 'Estimate', 'estimate_run', 'load_llm_settings', 'LLMAnnotator', 'ask_file']
 
 # %% ../nbs/19_llm_annotate.ipynb #code-2
-import asyncio, json, os, threading
-from collections import Counter
+import asyncio, json, logging, os, threading
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,13 +33,13 @@ class Journal:
     def __init__(self, path: str | Path | None = None):
         self.path, self.rows = Path(path) if path else None, list[dict]()
         self._file: BinaryIO | None = None
+        self._whole = 0
         if self.path and self.path.exists(): self._read(self.path)
 
     def _read(self, path: Path) -> None:
         data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data): os.truncate(path, whole)
-        for n, line in enumerate(data[:whole].splitlines(), 1):
+        self._whole = data.rfind(b"\n") + 1          # what was cut off behind it goes when something is added, not when a dry run reads
+        for n, line in enumerate(data[:self._whole].splitlines(), 1):
             try: self.rows.append(json.loads(line))
             except ValueError: raise R2GenKGError(f"{self.path}:{n}: not a line of JSON; remove the line and run again") from None
 
@@ -47,6 +47,7 @@ class Journal:
         "Add one row and wait until it is on disk."
         if self.path and self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists(): os.truncate(self.path, self._whole)
             self._file = open(self.path, "ab")
         if self._file:
             self._file.write(json.dumps(row).encode() + b"\n")
@@ -95,6 +96,7 @@ class Asker:
         self.counts: Counter[str] = Counter()          # repairs and drops in answers that are used
         self.calls, self.reused = 0, 0
         self.tokens: Counter = Counter()
+        self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)   # of one event loop
 
     def is_rejected(self, key: str) -> bool:
         "Whether the model was asked as often as it may be, to no use."
@@ -109,9 +111,12 @@ class Asker:
 
     async def _answer(self, call: str, message: str, client: LLMClient, read: Callable) -> list[SentenceAnnotation]:
         key = answer_key(self.settings, call, message)
-        if key in self.known:
-            self.reused += 1
-            return read(self.known[key], self.counts)
+        async with self.locks[key]:            # two reports may lead to one question at the same time
+            if key not in self.known: return await self._ask(key, call, message, client, read)
+        self.reused += 1
+        return read(self.known[key], self.counts)
+
+    async def _ask(self, key: str, call: str, message: str, client: LLMClient, read: Callable) -> list[SentenceAnnotation]:
         reasons = self.reasons.setdefault(key, [])
         while not self.is_rejected(key):
             again = f"\n\nYour last answer could not be used: {reasons[-1]}. Answer again, with JSON only." if reasons else ""
@@ -159,6 +164,7 @@ async def ask_all(asker: Asker, items: Iterable[tuple[str, ...]]) -> Outcome:
     "Annotate documents with `concurrency` workers."
     settings, out, row = asker.settings, Outcome(), 0
     queue = iter(items)
+    asker.locks.clear()
 
     async def work(client: LLMClient) -> None:
         nonlocal row
@@ -339,6 +345,8 @@ class LLMAnnotator:
             why = outcome.stopped or next(iter(outcome.failed.values()))
             raise R2GenKGError(f"{self.settings.model}: {why}; what was answered is kept if `answers` names a file")
         self.rejected += len(outcome.rejected)
+        for document, why in outcome.rejected.items():
+            logging.getLogger("r2genkg").warning("%s: no usable answer (%s); %d sentences stay without entities", self.settings.model, why, len(document))
         bare = {d: [SentenceAnnotation(s, tokenize(s)) for s in d] for d in outcome.rejected}
         return [[a for d in parts for a in (outcome.done | bare)[d]] for parts in reports]
 

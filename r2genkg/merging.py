@@ -120,7 +120,12 @@ def keep_apart(a: str, b: str) -> bool:
     "Whether two names differ in words that are told apart, or in a prefix."
     mine, theirs = set(_WORDS.split(a)) - set(_WORDS.split(b)), set(_WORDS.split(b)) - set(_WORDS.split(a))
     groups = _apart_groups()
-    return any(groups.get(x, frozenset()) & groups.get(y, frozenset()) or _by_prefix(x, y) for x in mine for y in theirs)
+    def lists(word): return frozenset().union(*(groups.get(w, frozenset()) for w in _bases(word)))
+    return any(lists(x) & lists(y) or _by_prefix(x, y) for x in mine for y in theirs)
+
+def _bases(word: str) -> set[str]:
+    "A word and what it may be the comparative or the adverb of: larger, anteriorly."
+    return {word, *(word[:-len(end)] + e for end in ("er", "est", "ly") if word.endswith(end) and len(word) > len(end) + 2 for e in ("", "e"))}
 
 def _by_prefix(x: str, y: str) -> bool:
     "Whether two words differ by their prefixes only."

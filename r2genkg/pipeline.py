@@ -21,7 +21,7 @@ from . import __version__
 from .annotate import iter_annotations, load_annotations, save_annotations
 from .batches import TrainingData, study_labels
 from .classifier import SwinClassifier, train_classifier
-from .config import Config, R2GenKGError, atomic_path, fingerprint, is_current, load_config, progress, read_json, stamp, stamp_of, write_json
+from .config import Config, R2GenKGError, atomic_path, file_marks, fingerprint, is_current, load_config, progress, read_json, stamp, stamp_of, write_json
 from .evaluation import MAIN_SCORE, evaluate
 from .granularity import load_scales, make_scales, save_scales
 from .graph import M3KG, GraphOptions, build_graph
@@ -199,10 +199,8 @@ def _train_beside(stage: Stage, config: Config, done: dict[str, StageResult], ro
     return StageResult(stage.name, root / stage.name, made_from, "saved by the first process", None)
 
 def _files_at(value: str) -> list[tuple[str, int, int]]:
-    "Name, size and time of the file that a value of the configuration names (`replay:FILE`, too), or of the files directly in the folder there."
-    path = Path(value.partition(":")[2] if value.startswith(("replay:", "model:", "llm:")) else value)
-    found = sorted(p for p in (path.iterdir() if path.is_dir() else [path]) if p.is_file()) if value else []
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found]
+    "`file_marks` of what a value of the configuration names (`replay:FILE`, too)."
+    return file_marks(value.partition(":")[2] if value.startswith(("replay:", "model:", "llm:")) else value) if value else []
 
 def stage_hash(stage: Stage, config: Config, done: Mapping[str, StageResult]) -> str:
     "What a stage is stamped with: its part of the configuration, the user's files that it reads, and the hashes of the stages that it needs."

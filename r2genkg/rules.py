@@ -83,13 +83,18 @@ class Group(NamedTuple):
 def _joint_table() -> dict:
     return phrase_table({kind: words_of(text) + [","] * (kind == "and") for kind, text in _JOINTS.items()})
 
+def _crosses(joint: Term, start: int, end: int) -> bool:
+    "Whether a term overlaps a joint and is not one of its words."
+    return joint.start <= end and start <= joint.end and not (joint.start <= start and end <= joint.end)
+
 def find_groups(tokens: Sequence[str], entities: Sequence[Entity]) -> list[Group]:
-    "Phrases of a sentence: runs of entities without a joint between them."
-    covered = {i for e in entities for i in range(e.start, e.end + 1)}
-    joints = [t for t in find_phrases([t.lower() for t in tokens], _joint_table()) if t.start not in covered]
+    "Phrases of a sentence: runs of entities without a joint between them; an entity that is a joint's word (\"secondary to\") is in none."
+    spans = [(e.start, e.end) for e in entities]
+    joints = [t for t in find_phrases([t.lower() for t in tokens], _joint_table()) if not any(_crosses(t, a, b) for a, b in spans)]
     groups: list[Group] = []
     k = 0
     for n, entity in enumerate(entities):
+        if any(t.start <= entity.start and entity.end <= t.end for t in joints): continue
         passed = []
         while k < len(joints) and joints[k].start < entity.start:
             passed.append(joints[k].type)
