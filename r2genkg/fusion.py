@@ -92,7 +92,8 @@ class KnowledgePrefix(nn.Module):
         self._check(bank)
         self.register_buffer("bank_labels", torch.tensor(bank_labels, dtype=torch.long), persistent=False)
         self.register_buffer("bank", (torch.empty(0, config.dim_node) if bank is None else bank).float(), persistent=False)
-        fed = self.scales if config.use_multi_scale else self.scales[config.feed_scale - 1:config.feed_scale]
+        used = config.use_graph and (config.use_v2kg or config.use_kg2v)
+        fed = [] if not used else self.scales if config.use_multi_scale else self.scales[config.feed_scale - 1:config.feed_scale]
         x, edge_index, edge_type, self.sizes = union_graph(fed) if fed else (torch.empty(0), torch.empty(0), torch.empty(0), [])
         for name, value in (("x", x), ("edge_index", edge_index), ("edge_type", edge_type)):
             self.register_buffer(f"node_{name}", value, persistent=False)
@@ -109,10 +110,6 @@ class KnowledgePrefix(nn.Module):
             check_scales(self.scales, c.dim_node, self.num_relations, c.max_nodes if c.use_multi_scale else 10**9)
         if c.use_retrieval and (bank is None or bank.ndim != 2 or len(bank) == 0):
             raise R2GenKGError("model.use_retrieval needs a bank of vision tokens (M, D): make one (room vision_tokens) or set model.use_retrieval=false")
-
-    def train(self, mode: bool = True) -> "KnowledgePrefix":
-        self._cache.clear()
-        return super().train(mode)
 
     def _apply(self, *args, **kwargs):
         self._cache.clear()
@@ -142,8 +139,9 @@ def encode_nodes(
     prefix: KnowledgePrefix,
     scale: int | None = None,  # 1-based; None: the scale that goes on
 ) -> Tensor:                   # (N_s, D)
-    "Nodes of one scale after R-GCN and fusion."
-    only = (scale or prefix.config.feed_scale) - 1
+    "Nodes of one scale after R-GCN and fusion. Raises `R2GenKGError` for a scale that this model does not encode."
+    only, fed = (scale or prefix.config.feed_scale) - 1, prefix.config.feed_scale
+    if "fuser" not in prefix.parts and only != fed - 1: raise R2GenKGError(f"scale {scale} is not encoded: with model.use_multi_scale=false only scale {fed} is")
     nodes = prefix.parts["gcn"](prefix.node_x.to(prefix.parts["gcn_proj"].weight.dtype), prefix.node_edge_index, prefix.node_edge_type)
     return prefix.parts["fuser"](nodes, prefix.sizes, only) if "fuser" in prefix.parts else nodes
 
@@ -156,7 +154,7 @@ def node_state(prefix: KnowledgePrefix) -> NodeState:
                          prefix.parts["cross_attn_g2i"].queries(nodes) if "cross_attn_g2i" in prefix.parts else None)
     weights = [p for m in modules for p in m.parameters()]
     if prefix.training or torch.is_grad_enabled() and any(p.requires_grad for p in weights): return make()
-    return prefix._cache.get([*weights, prefix.node_x], make)
+    return prefix._cache.get([*weights, prefix.node_x, prefix.node_edge_index, prefix.node_edge_type], make)
 
 # %% ../nbs/39_fusion.ipynb #fuse
 def fuse(

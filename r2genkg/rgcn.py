@@ -125,6 +125,7 @@ class ScaleFuser(nn.Module):
         dropout: float = 0.1,
     ):
         super().__init__()
+        if layers < 1: raise R2GenKGError(f"model.fuser_layers is {layers}: set 1 or more, or model.use_multi_scale=false for one scale without fusion")
         self.scale_embedding = nn.Embedding(num_scales, dim)
         self.pos_embedding = nn.Embedding(max_nodes, dim)
         self.encoder = nn.TransformerEncoder(
@@ -175,7 +176,7 @@ class WeightCache:
         device = tensors[0].device.type
         key: list[Any] = [(t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype) for t in tensors]
         key += [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), WeightCache.steps]
-        key += torch.stack([t.detach().reshape(-1)[0].float() for t in tensors]).tolist()
+        key += torch.stack([t.detach().reshape(-1)[0].float() for t in tensors if t.numel()]).tolist()
         if key != self.key:
             with torch.inference_mode(False), torch.no_grad(): self.value = make()
             self.key = key

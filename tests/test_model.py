@@ -146,6 +146,22 @@ def test_evaluation_follows_training_steps(fused, stay_in_evaluation, visual):
         optimiser.zero_grad(); model(**batch, visual=visual)["loss"].backward(); optimiser.step()
 
 
+def test_nodes_are_encoded_once_for_many_reports(visual):
+    """Each call of generate() goes into evaluation mode and back; that is no reason to encode the nodes again."""
+    model, runs = make(), []
+    model.prefix.parts["gcn"].register_forward_hook(lambda *_: runs.append(1))
+    for mode in (model.eval, model.train, model.eval):
+        mode()
+        for _ in range(2): model.generate(visual=visual, decode=DECODE)
+    assert len(runs) == 1
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.05)
+    model.train()(**encode_targets(REPORTS, model.tokenizer, 20), visual=visual)["loss"].backward()
+    assert len(runs) == 2 and all(p.grad is not None for p in model.prefix.parts["gcn"].parameters())   # training never reads the cache
+    optimiser.step()
+    for _ in range(3): model.generate(visual=visual, decode=DECODE)
+    assert len(runs) == 3
+
+
 def test_the_trainer_accumulates_exactly(tmp_path, visual):
     """Two micro-batches of two with accumulation end where one batch of four ends."""
     from transformers import Trainer, TrainingArguments
