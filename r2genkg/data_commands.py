@@ -74,7 +74,7 @@ def annotate(
     given = {"--allow-external": allow_external, "--dry-run": dry_run, "--max-cost": max_cost, "--price-input": price_input, "--price-output": price_output,
              "--base-url": base_url, "--concurrency": concurrency, "--partial": partial}
     own = annotator.partition(":")[0] == "llm"
-    if not own and (odd := [name for name, value in given.items() if value]): raise R2GenKGError(f"{odd[0]} is for --annotator llm:MODEL; {annotator} sends nothing and costs nothing")
+    if not own and (odd := [name for name, value in given.items() if value]): raise R2GenKGError(f"{odd[0]} is for --annotator llm:MODEL, not for {annotator}")
     if not own: return show(annotate_file(studies, out, annotator, section, sample), as_json)
     settings = llm_options(annotator.partition(":")[2], allow_external=allow_external or None, max_cost=max_cost, base_url=base_url or None,
                            concurrency=concurrency, price=(price_input, price_output))

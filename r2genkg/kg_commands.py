@@ -23,7 +23,7 @@ kg = typer.Typer(no_args_is_help=True, help="Build, inspect, convert and compare
 def kg_build(
     out: Annotated[Path, typer.Option(help="Folder of the graph.")],
     studies: Annotated[Optional[Path], typer.Option(help="R2Gen json, studies.parquet, Open-i XML or tables, CheXpert Plus csv, folder + csv.")] = None,
-    annotations: Annotated[Optional[Path], typer.Option(help="Or annotations.jsonl of `annotate` or `extract run`, read as a stream; the next three options are for --studies.")] = None,
+    annotations: Annotated[Optional[Path], typer.Option(help="Or annotations.jsonl of `annotate` or `extract run`; the next three options are for --studies.")] = None,
     annotator: Annotated[str, typer.Option(help="rules | model:DIR | replay:FILE | llm:MODEL | llm:SETTINGS.yaml")] = "rules",
     split: Annotated[str, typer.Option(help="Splits to read, comma separated; 'all' for every study. A graph that a model learns with: train.")] = "all",
     section: Annotated[str, typer.Option(help="findings | findings+impression")] = "findings",
@@ -93,7 +93,11 @@ def kg_export(
     typer.echo(f"{out}")
 
 @kg.command("compare")
-def kg_compare(a: Path, b: Path, as_json: AsJson = False):
+def kg_compare(
+    a: Annotated[Path, typer.Argument(help="Folder of a graph.")],
+    b: Annotated[Path, typer.Argument(help="Folder of another graph; of each the coverage by the other is given, too.")],
+    as_json: AsJson = False,
+):
     "Similarity of nodes, edges and sub-graphs of two graphs."
     from r2genkg.graph import M3KG
     from r2genkg.graph_io import compare_graphs

@@ -16,7 +16,7 @@ from r2genkg.annotate import annotate, iter_annotations
 from r2genkg.answers import answered_sentence
 from r2genkg.config import R2GenKGError
 from r2genkg.granularity import embed_texts, induced_edges, order_frequency, order_ppr, order_triples, pagerank, prefix_edges
-from r2genkg.graph import M3KG, build_graph, edge_sentences, graph_from_counts, stated_triples
+from r2genkg.graph import M3KG, build_graph, edge_sentences, find_node, graph_from_counts, stated_triples
 from r2genkg.graph_io import WRITERS, compare_graphs, export_graph, import_m3kg, rexkg_pairs, write_page
 from r2genkg.linker import Concept, TableLinker
 from r2genkg.mentions import count_reports, normalise
@@ -256,12 +256,51 @@ def test_export_and_import(real, tmp_path):
     for form in WRITERS: export_graph(graph, form, tmp_path / form)
     back = nx.read_graphml(tmp_path / "graphml", force_multigraph=True)
     assert (back.number_of_nodes(), back.number_of_edges()) == (len(graph.nodes), len(graph.triples))
+    assert len({key for *_, key in back.edges(keys=True)}) == len(graph.triples)      # ids that Gephi and yEd want but once
     neo4j = pd.read_csv(tmp_path / "neo4j" / "relationships.csv", keep_default_na=False)
     assert len(neo4j) == len(graph.triples) and set(neo4j[":START_ID"]) <= set(pd.read_csv(tmp_path / "neo4j" / "nodes.csv", keep_default_na=False)["key:ID"])
     again = M3KG.from_rexkg(tmp_path / "rexkg" / "kg_nodes.json", tmp_path / "rexkg" / "kg_relations.csv")
     assert again.nodes["count"].tolist() == graph.nodes["count"].tolist() and again.triples["count"].sum() == graph.triples["count"].sum()
     graph.save(tmp_path / "kg")
     assert M3KG.load(tmp_path / "kg").stats() == graph.stats()
+
+
+def test_composed_ends_are_told_and_left_out(shared_data, tmp_path, caplog):
+    """ReXKG's "et tube" is an end of 162 triples and no node: other programs would stop at it."""
+    rexkg = M3KG.from_rexkg(shared_data("rexkg", "kg_nodes.json"), shared_data("rexkg", "kg_relations.csv"))
+    assert "et tube" in rexkg.subgraphs.name.tolist() and len(rexkg.subgraphs) == 4
+    for form in ("neo4j", "graphml", "ttl", "rexkg"): export_graph(rexkg, form, tmp_path / form)
+    assert len(caplog.messages) == 3 and all(m.startswith("162 triples end at a composed entity") for m in caplog.messages)
+    ends, nodes = (pd.read_csv(tmp_path / "neo4j" / f"{name}.csv", keep_default_na=False) for name in ("relationships", "nodes"))
+    assert len(ends) == 21624 - 162 and {*ends[":START_ID"], *ends[":END_ID"]} <= set(nodes["key:ID"])
+    fused = pd.read_csv(tmp_path / "rexkg" / "kg_relations.csv", keep_default_na=False)
+    assert fused["count"].sum() == rexkg.triples["count"].sum() and (fused.source_entity != "").all() and "et tube" in set(fused.source_entity)
+
+
+def test_what_was_only_negated_is_not_stated(tmp_path):
+    """Turtle asserts no triple, and components hold no edge, that every report denied."""
+    graph = graph_of(*annotate(["No effusion in the lung. Opacity in the lung."])[0])
+    assert graph.stats()["triples only negated"] == 1 and graph.stats()["nodes without edge"] == 1
+    text = export_graph(graph, "ttl", tmp_path / "g.ttl").read_text()
+    assert text.count("r:located_at n:") == 1 and text.count("r:relation r:located_at") == 2
+
+
+def test_a_rare_node_keeps_no_alias():
+    """A linker's alias belongs to a node that stays, whatever is dropped as rare."""
+    chest = Concept("C1", "Chest", aliases=("upper",))
+    said_twice = [said(("chest", "anatomy"))] * 3
+    graph = build_graph(((f"r{n}", [s]) for n, s in enumerate([*said_twice, said(("upper", "concept"))])), GraphOptions(min_count=2, linker=Linker(chest=chest)))
+    assert graph.nodes.key.tolist() == ["C1"] and find_node(graph, "upper") == "C1" and graph.shared.empty
+
+
+def test_a_part_of_a_graph_is_covered_whole(shared_data):
+    """Neighbours that the other graph lacks count against it, and against it alone."""
+    rexkg = M3KG.from_rexkg(shared_data("rexkg", "kg_nodes.json"), shared_data("rexkg", "kg_relations.csv"))
+    keys = rexkg.nodes.sort_values("count", ascending=False).key[:100]
+    part = M3KG(rexkg.nodes[rexkg.nodes.key.isin(keys)], rexkg.triples[rexkg.triples.source.isin(keys) & rexkg.triples.target.isin(keys)])
+    found = compare_graphs(part, rexkg)
+    assert all(found[f"{k} coverage of A by B"] == 1 for k in ("node", "edge", "subgraph"))
+    assert all(found[f"{k} coverage of B by A"] < 0.9 for k in ("node", "edge", "subgraph"))
 
 
 def test_page_in_a_browser(real, tmp_path):
@@ -374,3 +413,17 @@ def test_graph_of_the_shared_reports_in_a_minute(shared_data, tmp_path):
     assert built.exit_code == 0 and time.process_time() - start < 60
     stats = json.loads(CliRunner().invoke(kg, ["stats", str(tmp_path / "kg_iu"), "--json"]).stdout)
     assert stats["reports"] == 2455 and stats["nodes"] > 300 and stats["triples"] > 1000
+
+
+def test_graph_from_annotations(real, tmp_path, capsys):
+    """`kg build --annotations` gives the graph of `--studies`; other uses of the options are refused."""
+    from r2genkg.annotate import save_annotations
+    from r2genkg.cli import main
+    save_annotations(tmp_path / "a.jsonl", real[0])
+    with pytest.raises(SystemExit, match="0"): main(["kg", "build", "--annotations", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "kg")])
+    pd.testing.assert_frame_equal(M3KG.load(tmp_path / "kg").nodes, build_graph(real[0]).nodes)
+    capsys.readouterr()
+    for args, said in ((["kg", "build", "--out", "x"], "give either --studies or --annotations"),
+                       (["annotate", "s.csv", "--out", "x.jsonl", "--dry-run"], "--dry-run is for --annotator llm:MODEL, not for rules")):
+        with pytest.raises(SystemExit, match="1"): main(args)
+        assert said in capsys.readouterr().err

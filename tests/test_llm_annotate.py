@@ -381,6 +381,32 @@ def test_annotator_object_remembers(server, tmp_path):
     with pytest.raises(R2GenKGError, match="oops"): LLMAnnotator(settings_for(server, attempts=1)).annotate(["Effusion."])
 
 
+def test_one_question_is_asked_once(server, tmp_path):
+    """Reports that differ by a sentence without terms lead to one question about relations, also while it is under way."""
+    reports = [(f"r{i}", "Small effusion." + " Nothing else." * i) for i in range(4)]
+    def slow(handler, n, body):
+        if is_relations(body): time.sleep(0.2)
+        handler.good(body)
+    server.behave = slow
+    summary = annotate_with_llm(reports, tmp_path / "a.jsonl", settings_for(server))
+    assert sum(is_relations(body) for _, body, _ in server.log) == 1 and (summary.calls, summary.reused) == (5, 3)
+    assert annotate_with_llm(reports, tmp_path / "a.jsonl", settings_for(server)).calls == 0
+
+
+def test_lost_answers_are_told(server, caplog):
+    server.behave = lambda h, n, b: h.reply(completion("rubbish"))
+    assert LLMAnnotator(settings_for(server, reasks=0)).annotate_reports(["Large effusion."])[0][0].entities == ()
+    assert "no usable answer" in caplog.text and "1 sentences stay without entities" in caplog.text and "Large" not in caplog.text
+
+
+def test_a_dry_run_cuts_nothing(server, tmp_path):
+    """A row that another process is writing stays as it is until something is added."""
+    answers, _, _ = answer_paths(tmp_path / "a.jsonl")
+    answers.write_bytes(b'{"half a row"')
+    estimate_run(REPORTS, tmp_path / "a.jsonl", settings_for(server))
+    assert answers.read_bytes() == b'{"half a row"'
+
+
 def test_real_answers(shared_data):
     """All of ReXKG's published answers can be read; what is repaired and dropped is what REXKG.md counts."""
     tree = json.loads(shared_data("rexkg", "gpt4o_entities_500.json").read_text())
