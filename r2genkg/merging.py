@@ -149,7 +149,18 @@ def near_pairs(
             likeness = v[start:start + block] @ v.T
             a, b = np.nonzero(np.triu(likeness >= threshold, k=start + 1))
             pairs += [(names[j], names[i + start], float(likeness[i, j])) for i, j in zip(a, b) if not keep_apart(names[i + start], names[j])]
-    return pairs
+    return _without_chains(pairs)
+
+def _without_chains(pairs: Sequence[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
+    "The pairs, nearest first, less those that would join names that are told apart: small with large, by way of size."
+    kept, group = [], {name: {name} for a, b, _ in pairs for name in (a, b)}
+    for a, b, cosine in sorted(pairs, key=lambda p: -p[2]):
+        if group[a] is not group[b]:
+            if any(keep_apart(x, y) for x in group[a] for y in group[b]): continue
+            group[a] |= group[b]
+            for name in group[b]: group[name] = group[a]
+        kept.append((a, b, cosine))
+    return kept
 
 # %% ../nbs/26_merging.ipynb #components
 def components(
