@@ -97,6 +97,18 @@ def test_a_file_in_the_way(processes, inputs, tmp_path, name):  # noqa: F811
     assert str(tmp_path / "out") in told and (tmp_path / "out").read_text() == "a file"
 
 
+@pytest.mark.parametrize("name", ["kg build", "annotate", "prepare", "train", "export"])
+def test_a_users_folder_in_the_way(processes, inputs, tmp_path, name):  # noqa: F811
+    """A corpus named as the output by mistake keeps all its files."""
+    out = {"kg build": "kg", "annotate": "a.jsonl", "prepare": "s.parquet", "train": "run/studies", "export": "x"}[name]
+    if name == "export": assert command(processes, commands(inputs, tmp_path)["kg build"], tmp_path / "k")[0] == 0
+    shutil.copytree(inputs / "iu", tmp_path / out)
+    given = ["kg", "export", tmp_path / "kg", "--format", "neo4j", "--out", tmp_path / out] if name == "export" else commands(inputs, tmp_path)[name]
+    told = refused(processes, given, tmp_path / "c")
+    assert told.startswith(f"r2genkg: {tmp_path / out}: ") and ("would be lost" in told or "is a folder; name a file" in told), told
+    assert {p.relative_to(tmp_path / out) for p in (tmp_path / out).rglob("*")} == {p.relative_to(inputs / "iu") for p in (inputs / "iu").rglob("*")}
+
+
 @pytest.mark.parametrize("name, limit", [("kg build", 2_000), ("label", 500), ("annotate", 500), ("prepare", 1_000), ("train", 20_000)])
 def test_limit_on_files(processes, inputs, tmp_path, name, limit):  # noqa: F811
     process = processes.Process(target=limited_job, args=([*map(str, commands(inputs, tmp_path / "o")[name])], str(tmp_path / "c.log"), limit))
