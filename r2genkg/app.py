@@ -24,7 +24,7 @@ def graph_nodes(run: Path) -> int:
     if not (model.use_graph and (model.use_v2kg or model.use_kg2v)): return 0
     try:
         with safe_open(str(run / "scales.safetensors"), "pt") as file: return file.get_slice(f"{model.feed_scale - 1}.x").get_shape()[0]
-    except (SafetensorError, OSError) as e: raise R2GenKGError(f"{run / 'scales.safetensors'}: not readable ({str(e).splitlines()[0][:80]})") from None
+    except (SafetensorError, OSError) as e: raise R2GenKGError(f"{run / 'scales.safetensors'}: not readable ({str(e).splitlines()[0][:80]}); make the run again with `r2genkg train`, or copy its folder whole") from None
 
 # %% ../nbs/63_app.ipynb #runs
 class Runs:
@@ -86,12 +86,12 @@ def build_app(runs: Runs) -> Any:        # gradio.Blocks
     gr = gradio()
     names, none = list(runs.paths), "none"
 
-    def respond(file: str | None, a: str, a_nodes: int | None, b: str, b_nodes: int | None):
+    def respond(file: str | None, a: str, a_nodes: int | None, b: str, b_nodes: int | None) -> tuple[str, str]:
         "Both answers."
         try: return answer(runs, file, a, a_nodes), "" if b == none else answer(runs, file, b, b_nodes)
         except R2GenKGError as e: raise gr.Error(str(e), print_exception=False) from None
 
-    def slider(name: str, **options):
+    def slider(name: str, **options: Any) -> Any:
         "The slider for a run: 1 to all of its nodes; hidden without a graph."
         most = runs.num_nodes(name)
         return gr.Slider(1, max(most, 2), max(most, 2), step=1, label="graph nodes", visible=most > 1, interactive=True, **options)

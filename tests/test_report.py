@@ -1,6 +1,8 @@
 """Reports with evidence: from files of every kind to text, JSON and a page that is looked at in a browser."""
 import json
+import os
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from r2genkg.config import LABELS, R2GenKGError
-from r2genkg.report import Reporter, report_files, report_images, run_folder, write_reports
+from r2genkg.report import Reporter, find_films, report_files, report_images, run_folder, write_reports
 
 from browser import open_page
 from toy_run import run as train_toy
@@ -50,11 +52,47 @@ def films(tmp_path) -> Path:
 def test_folder_of_films_becomes_a_page(toy, films, tmp_path, caplog):
     texts = report_files([films], toy, tmp_path / "r.html")
     assert set(texts) == {"a.png", "b.jpg", "IM0001"}
-    assert "DICOMDIR" in caplog.text and "notes.txt" not in caplog.text
+    assert "DICOMDIR" in caplog.text and "notes.txt" in caplog.text
     html = (tmp_path / "r.html").read_text()
     assert "not for clinical use" in html and "drawn phantoms" in html and "Secret" not in html
     assert "<script" not in html and "http://" not in html and "https://" not in html
     assert html.count("data:image/png;base64,") >= 3 * 2
+
+
+def test_content_decides_what_is_a_film(films):
+    """Archives name DICOM files by UID or .IMA; what is passed over is told, one line each, without control characters."""
+    series = films / "series"
+    (series / "IM0001").rename(series / "1.2.276.0.7230010.3")
+    for name in ("a.IMA", "b.jpe"): (series / name).write_bytes((series / ("b.jpg" if name == "b.jpe" else "1.2.276.0.7230010.3")).read_bytes())
+    (films / "gone.png").symlink_to("nothing")
+    (films / "linked").symlink_to(series, target_is_directory=True)
+    os.mkfifo(films / "pipe")
+    found, skipped = find_films([films])
+    assert set(found) == {"a.png", "b.jpg", "b.jpe", "a.IMA", "1.2.276.0.7230010.3"}
+    assert {Path(s.split(": ")[0]).name for s in skipped} == {"gone.png", "linked", "pipe", "DICOMDIR", "notes.txt"}
+
+
+@pytest.mark.parametrize("suffix", ["html", "json", "txt"])
+def test_a_name_that_is_not_utf8_loses_nothing(toy, films, tmp_path, suffix, caplog):
+    os.symlink(films / "a.png", os.fsencode(films) + b"/bad\xff.png")
+    Path(films, "no\x1b[31m\nfilm").write_text("not an image")
+    texts = report_files([films], toy, tmp_path / f"r.{suffix}")
+    assert set(texts) == {"a.png", "b.jpg", "IM0001", "bad\\xff.png"}
+    assert "bad" in (tmp_path / f"r.{suffix}").read_text(encoding="utf-8")
+    assert "\x1b" not in caplog.text and "no\ufffd[31m film: not a PNG" in caplog.text
+
+
+def test_reports_are_not_kept_in_memory(toy, films, tmp_path, monkeypatch):
+    """A page, a file or a list of texts is made of any number of films; at most the report before is still there."""
+    plain, made = Reporter.__call__, []
+    def call(*args, **options):
+        assert sum(e() is not None for e in made) <= 1
+        e = plain(*args, **options)
+        made.append(weakref.ref(e))
+        return e
+    monkeypatch.setattr(Reporter, "__call__", call)
+    for out in ("r.html", "r.json", "r.txt", None): report_files([films], toy, out and tmp_path / out)
+    assert len(made) == 4 * 3
 
 
 def test_json_holds_the_evidence(toy, films, tmp_path):
@@ -103,7 +141,8 @@ def test_a_damaged_file_stops_before_any_report(toy, films, tmp_path, content, t
 
 def test_unusable_places(toy, films, tmp_path):
     (tmp_path / "none").mkdir()
-    for paths, run, out, told in (([films / "a.png"], tmp_path / "none", None, "not a run"), ([tmp_path / "none"], toy, None, "no PNG, JPEG or DICOM"),
+    (tmp_path / "half").mkdir(); (tmp_path / "half" / "tokens.parquet").touch()
+    for paths, run, out, told in (([films / "a.png"], tmp_path / "none", None, "not a run"), ([films / "a.png"], tmp_path / "half", None, "config.yaml is missing.*r2genkg train"), ([tmp_path / "none"], toy, None, "no PNG, JPEG or DICOM"),
                                   ([films / "a.png"], toy, tmp_path / "r.pdf", r"\.html, \.json, \.txt"), ([], toy, None, "no image given")):
         with pytest.raises(R2GenKGError, match=told): report_files(paths, run, out)
 
