@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['trainable_state', 'load_trainable', 'collapse_warning', 'primed_statements', 'AttentionMonitor', 'EarlyStop',
-           'SaveEvery', 'ProgressCallback', 'DataOrder', 'generate_all', 'ReportTrainer', 'two_rates', 'shared_reports',
-           'build_model', 'believed_scales', 'training_arguments', 'tensorboard', 'make_trainer', 'fsdp', 'train']
+           'SaveEvery', 'ProgressCallback', 'DataOrder', 'generate_all', 'ReportTrainer', 'rate_share', 'two_rates',
+           'shared_reports', 'build_model', 'believed_scales', 'training_arguments', 'tensorboard', 'make_trainer',
+           'fsdp', 'run_trainer', 'train']
 
 # %% ../nbs/50_train.ipynb #code-2
-import os, warnings
+import math, os, warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Subset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from .annotate import annotate
@@ -99,9 +102,13 @@ class EarlyStop(TrainerCallback):
     "Stops after `patience` validations without a better score."
     def __init__(self, patience: int): self.patience = patience
 
+    def due(self, log: Sequence[dict]) -> bool:
+        "Whether a trainer's log says so; the Trainer itself forgets it in a resumed run."
+        scores = [e["eval_score"] for e in log if "eval_score" in e]
+        return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= self.patience
+
     def on_evaluate(self, args, state, control, **kwargs):
-        scores = [e["eval_score"] for e in state.log_history if "eval_score" in e]
-        if len(scores) - 1 - int(np.argmax(scores)) >= self.patience: control.should_training_stop = True
+        if self.due(state.log_history): control.should_training_stop = True
 
 class SaveEvery(TrainerCallback):
     "A checkpoint every `steps` optimiser steps, besides those at validations."
@@ -142,6 +149,7 @@ def generate_all(model: R2GenKG, dataset: Any, decode: DecodeConfig, label: str 
 class ReportTrainer(Trainer):
     "Trainer whose evaluation generates reports and whose checkpoints hold only what trains."
     optimizer: Any
+    lr_scheduler: Any
     control: Any
 
     def __init__(self, *args, decode, references: Sequence[str] = (), lr_prefix: float | None = None,
@@ -150,14 +158,29 @@ class ReportTrainer(Trainer):
         super().__init__(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset=None):
-        together = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        self.sampler = LengthGroupedSampler([len(t) for t in self.train_dataset.targets], together, seed=self.args.seed)
+        at_once = self.args.train_batch_size * self.args.world_size
+        self.sampler = LengthGroupedSampler([len(t) for t in self.train_dataset.targets], at_once * self.args.gradient_accumulation_steps, seed=self.args.seed,
+                                            multiple=at_once if self.args.world_size > 1 else 1)
         return self.sampler
 
     def create_optimizer(self, model=None):
-        "The configured AdamW; `lr_prefix` for everything outside the language model, no decay of biases and norms."
+        "The configured AdamW; `lr_prefix` for everything outside the language model, no decay of biases, gains and norms."
         if self.optimizer is None and self.lr_prefix: self.optimizer = two_rates(self, self.model if model is None else model)
         return super().create_optimizer(model)
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        "Names of the matrices: biases, gains and norms do not decay."
+        matrices = {name for name, p in model.named_parameters() if p.ndim > 1}
+        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        "Warm-up and cosine down to `min_lr` for each learning rate."
+        if self.lr_scheduler is None:
+            optimizer, least = optimizer or self.optimizer, self.args.lr_scheduler_kwargs["min_lr"]
+            share = partial(rate_share, warmup=self.args.get_warmup_steps(num_training_steps), total=num_training_steps)
+            self.lr_scheduler = LambdaLR(optimizer, [partial(share, floor=min(1.0, least / g["lr"])) for g in optimizer.param_groups])
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save: return
@@ -185,6 +208,11 @@ class ReportTrainer(Trainer):
         return metrics
 
 # %% ../nbs/50_train.ipynb #two_rates
+def rate_share(step: int, warmup: int, total: int, floor: float) -> float:
+    "Share of a learning rate at a step: linear warm-up, then a cosine down to `floor`."
+    if step < warmup: return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) * (1 - floor) + floor
+
 def two_rates(trainer: ReportTrainer, model: nn.Module) -> torch.optim.Optimizer:
     "The trainer's optimiser with another learning rate outside the language model."
     decay = set(trainer.get_decay_parameter_names(model))
@@ -235,7 +263,7 @@ def training_arguments(config: Config, work: Path, examples: int) -> TrainingArg
     return one_card(TrainingArguments(
         output_dir=str(work), num_train_epochs=c.epochs, per_device_train_batch_size=c.batch_size, gradient_accumulation_steps=c.accumulate,
         learning_rate=c.lr, weight_decay=c.weight_decay, max_grad_norm=c.clip, warmup_steps=round(c.warmup_ratio * total),
-        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": min(c.min_lr, c.lr)},
+        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": c.min_lr},
         optim="paged_adamw_32bit" if cuda and config.llm.adapter == "qlora" else "adamw_torch_fused",
         **{half: cuda}, use_cpu=best_device() == "cpu", ddp_backend="gloo" if world > 1 and not cuda else None, ddp_find_unused_parameters=False,
         eval_strategy="steps" if c.evals_per_epoch else "no", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
@@ -274,6 +302,14 @@ def fsdp() -> bool:
     "Whether `accelerate launch` shards the model over the processes."
     return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
+def run_trainer(trainer: ReportTrainer, checkpoint: str | None) -> None:
+    "Train, from a checkpoint if there is one; if training had stopped early there, load its best weights instead."
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint else TrainerState()
+    if any(isinstance(c, EarlyStop) and c.due(state.log_history) for c in trainer.callback_handler.callbacks):
+        trainer.state = state
+        trainer._load_best_model()
+    else: trainer.train(resume_from_checkpoint=checkpoint)
+
 # %% ../nbs/50_train.ipynb #train
 def train(
     config: Config,
@@ -292,7 +328,7 @@ def train(
     check_memory(config)
     model = build_model(config, data).to(best_device())
     trainer = make_trainer(config, data, model, work)
-    trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+    run_trainer(trainer, last_checkpoint(work / "checkpoints"))
     if fsdp(): trainer.save_model(str(work / "final"))
     if not trainer.is_world_process_zero(): return out
     if fsdp():

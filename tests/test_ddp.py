@@ -35,15 +35,18 @@ def launch(data: Path, out: Path, changes: list[str]) -> None:
 
 
 def test_two_processes_learn_what_one_does(tmp_path):
-    """Three studies on each of two processes against six on one: loss of every step, validation scores, final weights."""
+    """Five studies on each of two processes against ten on one: loss of every step, validation scores, final weights.
+
+    The last batch of each epoch has four of the 24 studies: one process gets them and a filler, the other fillers alone.
+    """
     toy_data(tmp_path / "data", 24, 5)
     changes = ["train.epochs=2", "model.dropout=0", "train.evals_per_epoch=1", "train.lr=0.003", "model.freeze_vision=false"]
-    launch(tmp_path / "data", tmp_path / "two", [*changes, "train.batch_size=3"])
+    launch(tmp_path / "data", tmp_path / "two", [*changes, "train.batch_size=5"])
     threads = torch.get_num_threads()
-    run(tmp_path / "data", tmp_path / "one", [*changes, "train.batch_size=6"])
+    run(tmp_path / "data", tmp_path / "one", [*changes, "train.batch_size=10"])
     torch.set_num_threads(threads)
     logs = [json.loads((tmp_path / out / "history.json").read_text()) for out in ("one", "two")]
-    for key, count in (("loss", 8), ("grad_norm", 8), ("learning_rate", 8), ("eval_score", 2), ("kg2v_entropy", 2)):
+    for key, count in (("loss", 6), ("grad_norm", 6), ("learning_rate", 6), ("eval_score", 2), ("kg2v_entropy", 2)):
         one, two = ([e[key] for e in log if key in e] for log in logs)
         assert len(one) == count and two == pytest.approx(one, abs=1e-4), key
     for name in ("knowledge.safetensors", "llm/model.safetensors"):

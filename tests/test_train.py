@@ -14,7 +14,7 @@ from toy_run import run, settings, toy_data
 from transformers import TrainerCallback
 
 from r2genkg import train as room
-from r2genkg.batches import Collator, make_dataset
+from r2genkg.batches import FILLER, Collator, make_dataset
 from r2genkg.config import R2GenKGError, set_seed
 from r2genkg.fusion import label_losses
 from r2genkg.model import R2GenKG
@@ -128,6 +128,17 @@ def test_early_stop(data, tmp_path, monkeypatch, patience, validations):
     assert len(history(trainer, "eval_score")) == validations
 
 
+def test_a_run_that_stopped_early_stays_stopped(data, tmp_path, monkeypatch):
+    """Killed after training, before its results were whole: the next start keeps the best weights and trains no further."""
+    scored(monkeypatch, [0.1, 0.5, 0.4])   # a fourth validation would raise StopIteration
+    config = settings("train.epochs=6", "train.evals_per_epoch=1", "train.patience=1")
+    runs = [train(config, data, tmp_path / name, work=tmp_path / "work") for name in ("first", "again")]
+    one, two = ([e for e in json.loads((run / "history.json").read_text()) if "train_runtime" not in e] for run in runs)
+    assert one == two and [e["eval_score"] for e in one if "eval_score" in e] == [0.1, 0.5, 0.4]
+    one, two = (R2GenKG.load(run).state_dict() for run in runs)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
 def test_collapse_is_told_at_the_first_validation(tmp_path, monkeypatch):
     data = toy_data(tmp_path / "data", 6, 12)
     trainer = trainer_of(data, tmp_path, "train.evals_per_epoch=1", "train.epochs=1")
@@ -170,14 +181,17 @@ def test_warm_up_and_cosine(data, tmp_path):
     assert rates[12] == pytest.approx(0.001 + 0.009 * 0.5 * (1 + np.cos(np.pi * 8 / 16)))
 
 
-def test_two_learning_rates(data, tmp_path):
-    trainer, seen = watched(data, tmp_path, "train.epochs=1", "train.lr=0.002", "train.lr_prefix=0.02", "train.weight_decay=0.3")
-    assert sorted(set(np.round(seen.rates[0], 6))) == [0.002, 0.02]
+@pytest.mark.parametrize("prefix", [0.02, None])
+def test_two_learning_rates(data, tmp_path, prefix):
+    trainer, seen = watched(data, tmp_path, "train.epochs=1", "train.lr=0.002", f"train.lr_prefix={prefix or 'null'}", "train.weight_decay=0.3", "train.min_lr=0.001",
+                            "model.node_gate=true")
+    assert sorted(set(np.round(seen.rates[0], 6))) == [0.002, *([prefix] if prefix else [])]
+    assert [g["lr"] for g in trainer.optimizer.param_groups] == pytest.approx([0.001] * len(seen.rates[0]))   # the least one holds for both
     of = {id(p): g for g in trainer.optimizer.param_groups for p in g["params"]}
     for name, p in trainer.model.named_parameters():
         if not p.requires_grad: continue
-        assert of[id(p)]["initial_lr"] == (0.002 if name.startswith("llm.") else 0.02), name
-        if name.endswith("bias"): assert of[id(p)]["weight_decay"] == 0
+        assert of[id(p)]["initial_lr"] == (prefix if prefix and not name.startswith("llm.") else 0.002), name
+        assert of[id(p)]["weight_decay"] == (0.3 if p.ndim > 1 else 0), name   # no decay of biases, gains and norms
 
 
 @pytest.mark.parametrize("adapter", ["full", "frozen"])
@@ -290,6 +304,19 @@ def test_losses_beside_the_report_are_weighed_by_tokens(data, tmp_path):
         each = [(model(**b)["loss"] - model(**{k: v for k, v in b.items() if k != "study_labels"})["loss"]) for b in parts]
     assert torch.allclose(aside[1] + aside[2], sum(s * e for s, e in zip(share, each)), atol=1e-5)
     assert abs(aside[1] + aside[2] - aside[0]) < 0.2 * aside[0]
+
+
+def test_fillers_count_for_nothing(data, tmp_path):
+    """What several processes fill their last batch with enters no loss, and a batch of nothing else still gives every parameter a gradient: 0."""
+    trainer = trainer_of(data, tmp_path, "train.evals_per_epoch=0", "model.dropout=0", "model.retrieval_labels=1", *ASIDE)
+    model, rows = trainer.model.train(), trainer.train_dataset
+    items, filler = [rows[i] for i in range(3)], rows[FILLER]
+    total = sum(len(x["input_ids"]) for x in items)
+    with torch.no_grad(): alone, filled = (model(**Collator(0)(batch), num_items_in_batch=total)["loss"] for batch in (items, [*items, filler, filler]))
+    assert torch.allclose(alone, filled, atol=1e-5)
+    nothing = model(**Collator(0)([filler, filler]), num_items_in_batch=torch.tensor(total))["loss"]
+    nothing.backward()
+    assert nothing == 0 and all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("changes", [ASIDE, ["model.node_gate=true", "model.prune_kg=4"], ["model.align_weight=1", "model.retrieval_labels=1", "model.use_retrieval=false"],
