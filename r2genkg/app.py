@@ -24,7 +24,8 @@ def graph_nodes(run: Path) -> int:
     if not (model.use_graph and (model.use_v2kg or model.use_kg2v)): return 0
     try:
         with safe_open(str(run / "scales.safetensors"), "pt") as file: return file.get_slice(f"{model.feed_scale - 1}.x").get_shape()[0]
-    except (SafetensorError, OSError) as e: raise R2GenKGError(f"{run / 'scales.safetensors'}: not readable ({str(e).splitlines()[0][:80]}); make the run again with `r2genkg train`, or copy its folder whole") from None
+    except (SafetensorError, OSError) as e:
+        raise R2GenKGError(f"{run / 'scales.safetensors'}: not readable ({str(e).splitlines()[0][:80]}); `r2genkg train` makes the run again, or copy its folder whole") from None
 
 # %% ../nbs/63_app.ipynb #runs
 class Runs:

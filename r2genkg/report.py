@@ -205,7 +205,7 @@ def _films_below(folder: Path, skipped: list[str]) -> list[Path]:
     "Files below a folder that are films; why others are passed over goes to `skipped`."
     found, films = list[Path](), list[Path]()
     for root, folders, names in os.walk(folder, onerror=lambda e: skipped.append(f"{e.filename}: {e.strerror}")):
-        skipped += [f"{p}: a link to a folder" for p in (Path(root, f) for f in folders) if p.is_symlink()]   # not followed: it may lead back here
+        skipped.extend(f"{p}: a link to a folder" for p in (Path(root, f) for f in folders) if p.is_symlink())   # not followed: it may lead back here
         found += [Path(root, name) for name in names]
     for file in progress(sorted(found), "reading films", len(found)):
         try:

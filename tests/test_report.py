@@ -142,7 +142,8 @@ def test_a_damaged_file_stops_before_any_report(toy, films, tmp_path, content, t
 def test_unusable_places(toy, films, tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "half").mkdir(); (tmp_path / "half" / "tokens.parquet").touch()
-    for paths, run, out, told in (([films / "a.png"], tmp_path / "none", None, "not a run"), ([films / "a.png"], tmp_path / "half", None, "config.yaml is missing.*r2genkg train"), ([tmp_path / "none"], toy, None, "no PNG, JPEG or DICOM"),
+    for paths, run, out, told in (([films / "a.png"], tmp_path / "none", None, "not a run"), ([films / "a.png"], tmp_path / "half", None, "config.yaml is missing.*r2genkg train"),
+                                  ([tmp_path / "none"], toy, None, "no PNG, JPEG or DICOM"),
                                   ([films / "a.png"], toy, tmp_path / "r.pdf", r"\.html, \.json, \.txt"), ([], toy, None, "no image given")):
         with pytest.raises(R2GenKGError, match=told): report_files(paths, run, out)
 
