@@ -38,6 +38,8 @@ def load_tensors(
     except (SafetensorError, OSError, ValueError, RuntimeError) as e:
         raise R2GenKGError(f"{path}: {_told(path, (str(e).splitlines() or [''])[0][:80])}") from None
     if missing := [name for name in needed if name not in tensors]: raise R2GenKGError(f"{path}: no tensor {missing[0]!r}; this file is of another kind or version")
+    if narrow := [k for k, v in tensors.items() if v.is_floating_point() and v.element_size() < 2]:      # torch cannot compute with them
+        raise R2GenKGError(f"{path}: tensor {narrow[0]!r} is of type {str(tensors[narrow[0]].dtype).removeprefix('torch.')}; save the weights as float16, bfloat16 or float32")
     if finite and (odd := [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]):
         raise R2GenKGError(f"{path}: tensor {odd[0]!r} has values that are not finite ({len(odd)} of {len(tensors)} tensors); it was spoilt, or its training diverged")
     return tensors, meta
