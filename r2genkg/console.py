@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .config import R2GenKGError
-from .records import visible
+from .records import csv_table, visible
 
 # %% ../nbs/65_console.ipynb #asjson
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -36,14 +35,8 @@ def read_column(
     path: Path,
     *columns: str,                       # that must be there; empty names are passed over
 ):                                       # pandas.DataFrame of text cells
-    "A csv as text cells. Raises `R2GenKGError` naming the missing column."
-    import pandas as pd
-    try: rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError: raise R2GenKGError(f"{path}: no such file") from None
-    except OSError as e: raise R2GenKGError(f"{path}: cannot be read: {e.strerror}") from None
-    except (ValueError, UnicodeDecodeError) as e: raise R2GenKGError(f"{path}: not a readable csv ({str(e).splitlines()[0][:100]})") from None
-    if missing := [c for c in columns if c and c not in rows]: raise R2GenKGError(f"{path}: no column {missing[0]!r}; found {', '.join(rows.columns)[:300]}")
-    return rows
+    "A csv as text cells. Raises `R2GenKGError` naming the missing column, or the line that is longer or shorter than the header."
+    return csv_table(path, *filter(None, columns))
 
 # %% ../nbs/65_console.ipynb #storage_fault
 #: What libraries write when the system refuses to write, and what the system says to it.

@@ -7,14 +7,14 @@ __all__ = ['MAX_REPORT', 'MAX_ARCHIVE', 'parse_xml', 'report_record', 'archive_m
            'openi_tables', 'read_openi_package']
 
 # %% ../nbs/04_openi.ipynb #code-2
-import csv, gzip, importlib.util, re, tarfile, zlib
+import gzip, importlib.util, re, tarfile, zlib
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 from .config import R2GenKGError
-from .records import ReadReport, Studies, clean_value, collect, join_image, listed
+from .records import ReadReport, Studies, clean_value, collect, csv_rows, join_image
 
 # %% ../nbs/04_openi.ipynb #parse_xml
 def parse_xml(data: bytes, where: str) -> ElementTree.Element:
@@ -103,23 +103,8 @@ def read_table(
     path: str | Path,        # csv file, UTF-8 with or without a byte-order mark
     needed: tuple[str, ...], # columns that must be there
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    "Rows of a csv file as (place, column -> cell). Raises `R2GenKGError` for other encodings, columns and row lengths."
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            if missing := [name for name in needed if name not in header]:
-                raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found: {listed(header)}; "
-                                   f"needed: {', '.join(needed)}")
-            for cells in reader:
-                where = f"{path}: line {reader.line_num}"
-                if not cells: continue
-                if len(cells) != len(header): raise R2GenKGError(f"{where}: {len(cells)} fields, but the header has {len(header)}")
-                yield where, {name: clean_value(cell, where) for name, cell in zip(header, cells, strict=True)}
-    except FileNotFoundError: raise R2GenKGError(f"{path}: no such file") from None
-    except UnicodeDecodeError as e: raise R2GenKGError(f"{path}: not UTF-8 text ({e.reason}); save the table as UTF-8") from None
-    except csv.Error as e: raise R2GenKGError(f"{path}: line {reader.line_num}: not a well-formed csv table: {e}") from None
-    except OSError as e: raise R2GenKGError(f"{path}: cannot be read: {e.strerror}") from None
+    "Rows of a csv file as (place, column -> cell as `clean_value` leaves it); raises as `csv_rows` does."
+    for where, row in csv_rows(path, needed): yield where, {name: clean_value(cell, where) for name, cell in row.items()}
 
 # %% ../nbs/04_openi.ipynb #openi_tables
 def openi_tables(

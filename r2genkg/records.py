@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'ENTITY_TYPES', 'RELATION_TYPES', 'Study', 'Entity', 'Relation', 'SentenceAnnotation', 'clean_value',
-           'visible', 'join_image', 'listed', 'split_name', 'hash_split', 'read_tree', 'report_key', 'read_split_ids',
-           'ReadReport', 'Studies', 'collect', 'save_studies', 'load_studies', 'check_section', 'check_images']
+           'visible', 'join_image', 'listed', 'split_name', 'hash_split', 'read_tree', 'report_key', 'csv_rows',
+           'csv_table', 'read_split_ids', 'ReadReport', 'Studies', 'collect', 'save_studies', 'load_studies',
+           'check_section', 'check_images']
 
 # %% ../nbs/02_records.ipynb #code-2
-import hashlib, json, logging, math, os, re
+import csv, hashlib, json, logging, math, os, re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ _SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "v
 
 def split_name(name: str, where: str) -> str:
     "One of `SPLITS` for the names in use (`validate`, `dev`, ...); empty stays empty."
-    if not name: return ""
+    if not name.strip(): return ""
     try: return _SPLIT_NAMES[name.strip().lower()]
     except KeyError: raise R2GenKGError(f"{where}: split {name!r} is none of {', '.join(SPLITS)}") from None
 
@@ -159,6 +160,36 @@ def report_key(study_id: str) -> str:
     "What the readers' ids of one report have in common: R2Gen's `CXR12_IM-0034` is the Open-i report `CXR12`."
     found = re.match(r"(CXR\d+)_", study_id)
     return found[1] if found else study_id
+
+# %% ../nbs/02_records.ipynb #csv_rows
+def csv_rows(
+    path: str | Path,             # csv file, UTF-8 with or without a byte-order mark
+    needed: Sequence[str] = (),   # columns that must be there
+) -> Iterator[tuple[str, dict[str, str]]]:
+    "Rows of a csv file as (place, column -> cell as written). Raises `R2GenKGError` for other encodings, columns and row lengths."
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            if missing := [name for name in needed if name not in header]:
+                raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found: {listed(header)}; needed: {', '.join(needed)}")
+            if twice := [name for name, n in Counter(header).items() if name and n > 1]:
+                raise R2GenKGError(f"{path}: the column {twice[0][:80]!r} is there twice; delete or rename one")
+            for cells in reader:
+                where = f"{path}: line {reader.line_num}"
+                if not cells: continue
+                if len(cells) != len(header): raise R2GenKGError(f"{where}: {len(cells)} fields, but the header has {len(header)}")
+                yield where, dict(zip(header, cells, strict=True))
+    except FileNotFoundError: raise R2GenKGError(f"{path}: no such file") from None
+    except UnicodeDecodeError as e: raise R2GenKGError(f"{path}: not UTF-8 text ({e.reason}); save the table as UTF-8") from None
+    except csv.Error as e: raise R2GenKGError(f"{path}: line {reader.line_num}: not a well-formed csv table: {e}") from None
+    except OSError as e: raise R2GenKGError(f"{path}: cannot be read: {e.strerror}") from None
+
+def csv_table(path: str | Path, *needed: str):
+    "A csv file as a `pandas.DataFrame` of text cells, empty ones \"\"; raises as `csv_rows` does."
+    import pandas as pd
+    rows = [row for _, row in csv_rows(path, needed)]
+    return pd.DataFrame(rows, columns=None if rows else list(needed), dtype=str)
 
 # %% ../nbs/02_records.ipynb #_entry_keys
 def _entry_keys(entry: Any, where: str) -> list[str]:
@@ -208,9 +239,12 @@ class Studies(list[Study]):
 def _assign(record: Mapping, splits: str, split_of: Mapping[str, str], where: str) -> str:
     "Split of a record under the rule `splits`; empty if a split file does not name it."
     own, patient = record.get("split", ""), record.get("patient") or record["id"]
-    if split_of: return split_of.get(record["id"]) or split_of.get(record["id"].split("_")[0], "")
+    if split_of: return split_of.get(record["id"]) or split_of.get(report_key(record["id"]), "")
     if splits == "file" and not own: raise R2GenKGError(f"{where}: study {record['id']!r} has no split; use splits='hash'")
     return own if own and splits != "hash" else hash_split(patient)
+
+#: The words of what stands in the place of findings that nobody wrote ("N/A", "None.", "___").
+_NO_TEXT = {(), ("n", "a"), ("na",), ("none",), ("null",), ("nil",), ("nan",)}
 
 def _check_id(id: str, seen: set[str], where: str) -> None:
     "Ids become file names: refuse empty, repeated and path-like ones."
@@ -236,7 +270,7 @@ def collect(
         report.read += 1
         _check_id(record["id"], seen, where)
         if not record.get("images"): report.noted["without images"] += 1
-        if not record["findings"]: drop = drop or "without findings"
+        if tuple(re.findall(r"[^\W_]+", record["findings"].lower())) in _NO_TEXT: drop = "without findings"
         record["split"] = "" if drop else _assign(record, str(splits), split_of, where)
         if drop or not record["split"]: report.dropped[drop or "not in the split file"] += 1; continue
         report.hashed += str(splits) in ("auto", "hash") and record["split"] != own
