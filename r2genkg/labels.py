@@ -21,7 +21,8 @@ import yaml
 from .assertion import Flags, assertions
 from .config import LABELS, R2GenKGError, atomic_path
 from .lexicon import Lexicon, Term, find_phrases, load_lexicon, phrase_table, split_sentences, tokenize, words_of
-from .records import Study
+from .records import Study, csv_table
+from .studies import label_lines
 
 # %% ../nbs/30_labels.ipynb #mention
 class Mention(NamedTuple):
@@ -165,10 +166,10 @@ def write_labels(
     name: str = "",        # name of the first column; default as published
 ) -> None:
     "Write a label file, atomically. Raises `R2GenKGError` for missing columns or another number of keys."
-    if Path(path).suffix not in (".csv", ".json", ".jsonl"): raise R2GenKGError(f"{path}: choose a name that ends in .csv, .json or .jsonl")
+    if Path(path).suffix.lower() not in (".csv", ".json", ".jsonl"): raise R2GenKGError(f"{path}: choose a name that ends in .csv, .json or .jsonl")
     if missing := [c for c in LABELS if c not in table]: raise R2GenKGError(f"{path}: the table has no column {', '.join(missing)}")
     if len(keys) != len(table): raise R2GenKGError(f"{path}: {len(keys)} keys for {len(table)} rows of labels")
-    as_csv = Path(path).suffix == ".csv"
+    as_csv = Path(path).suffix.lower() == ".csv"
     name = name or _KEYS["csv" if as_csv else "json"][0]
     rows = [[None if math.isnan(v) else float(v) for v in row] for row in table[list(LABELS)].itertuples(index=False)]
     with atomic_path(path) as tmp, open(tmp, "w", encoding="utf-8", newline="") as file:
@@ -184,28 +185,33 @@ def write_labels(
 def read_labels(path: str | Path) -> pd.DataFrame:
     "Read a label file, csv or JSON Lines; index = its first column. Raises `R2GenKGError` naming column, row and value."
     if not Path(path).is_file(): raise R2GenKGError(f"{path}: no such file of labels")
-    as_csv = Path(path).suffix == ".csv"
-    try: table = pd.read_csv(path, keep_default_na=False, dtype=str) if as_csv else _read_json_lines(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise R2GenKGError(f"{path}: not a readable csv: {e}") from None
-    if missing := [c for c in LABELS if c not in table]:
-        raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found: {', '.join(map(str, table.columns[:6]))[:200]}, ...")
+    table = _read_csv_labels(path) if Path(path).suffix.lower() == ".csv" else _read_json_labels(path)
+    if table.index.name in ("path_to_image", "study", "id"):
+        rows = table.fillna(9).reset_index().drop_duplicates()
+        if (twice := rows[table.index.name].duplicated()).any():
+            raise R2GenKGError(f"{path}: {rows[table.index.name][twice].iloc[0][:80]!r} is there twice with different labels; keep one row")
+    return table
+
+def _read_csv_labels(path: str | Path) -> pd.DataFrame:
+    "The label columns of a csv."
+    table = csv_table(path, *LABELS)
     key = next((k for k in _KEYS["csv"] if k in table), table.columns[0])
     values = table[list(LABELS)].replace("", None).apply(pd.to_numeric, errors="coerce")
-    wrong = ~values.isin([1, 0, -1]) & ~table[list(LABELS)].isin(["", None])
+    wrong = ~values.isin([1, 0, -1]) & (table[list(LABELS)] != "")
     if wrong.any(axis=None):
         row, column = next((r, c) for r in table.index for c in LABELS if wrong.loc[r, c])
         raise R2GenKGError(f"{path}: row {row + 1}, {column}: {table.loc[row, column]!r} is none of 1, 0, -1 or empty")
     return values.astype(float).set_index(pd.Index(table[key], name=key))
 
-def _read_json_lines(path: str | Path) -> pd.DataFrame:
-    "Objects of a JSON Lines file as a table of objects."
-    rows = []
-    with open(path, encoding="utf-8") as file:
-        for n, line in enumerate(file, 1):
-            if not line.strip(): continue
-            try: rows.append(dict(json.loads(line)))
-            except (TypeError, ValueError, RecursionError) as e: raise R2GenKGError(f"{path}:{n}: not a JSON object ({e})") from None
-    return pd.DataFrame(rows, dtype=object)
+def _read_json_labels(path: str | Path) -> pd.DataFrame:
+    "The labels of JSON lines."
+    keys, rows, key = [], [], ""
+    for where, row, found in label_lines(path):
+        key = key or next((k for k in _KEYS["csv"] if k in row), next(iter(row)))
+        name = str(row[key]) if type(row.get(key)) is int else row.get(key)
+        if not isinstance(name, str) or not name.strip(): raise R2GenKGError(f"{where}: {key} is {name!r}; expected the text that names the row")
+        keys.append(name); rows.append(found)
+    return pd.DataFrame(rows, columns=list(LABELS), index=pd.Index(keys, name=key), dtype=float)
 
 # %% ../nbs/30_labels.ipynb #compare_labels
 def compare_labels(
