@@ -8,10 +8,10 @@ __all__ = ['collapse_scores', 'constant_bleu', 'best_constant', 'nearest_reports
            'graph_scores', 'nlg_scores']
 
 # %% ../nbs/47_metrics.ipynb #code-2
-import math, re, warnings
+import json, math, re, warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .ce import StudyStats, ce_all, ce_scores, ce_stats, ce_warning, constant_ce
-from .config import R2GenKGError, read_json
+from .config import R2GenKGError, read_json, unique_keys
 from .graph_scores import graph_scores, graph_stats
 from .nlg import bleu_of, check_texts, nlg_scores, nlg_stats
 
@@ -191,17 +191,31 @@ def read_reports(path: str | Path, column: str = "reference") -> dict[str, str]:
 
 def _read_column(path: str | Path, column: str) -> dict[str, str]:
     "One column of predictions.jsonl by id."
-    try: table = pd.read_json(path, lines=True, dtype={"id": str})
+    found: dict[str, Any] = {}
+    try:
+        for line, text in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+            if not text.strip(): continue
+            row = json.loads(text, object_pairs_hook=unique_keys)
+            if missing := {"id", column} - set(row if isinstance(row, dict) else ()):
+                raise R2GenKGError(f"{path}:{line}: no column {min(missing)!r}; the predictions of a run have id, reference, hypothesis")
+            if str(row["id"]) in found: raise R2GenKGError(f"{path}:{line}: id {row['id']!r} is there twice; keep one of the two lines")
+            found[str(row["id"])] = row[column]
     except FileNotFoundError: raise R2GenKGError(f"{path}: no such file") from None
-    except ValueError as e: raise R2GenKGError(f"{path}: not JSON lines ({str(e)[:80]})") from None
-    if missing := {"id", column} - set(table): raise R2GenKGError(f"{path}: no column {min(missing)!r}; the predictions of a run have id, reference, hypothesis")
-    return dict(zip(table["id"], table[column]))
+    except OSError as e: raise R2GenKGError(f"{path}: cannot be read ({e.strerror})") from None
+    except (ValueError, RecursionError) as e: raise R2GenKGError(f"{path}: not JSON lines ({str(e)[:80]})") from None
+    return found
 
 # %% ../nbs/47_metrics.ipynb #_paired
 def _paired(path: str | Path, ids: Sequence[str], wanted: str | Path, found: Sequence[str]) -> None:
     "Raises `R2GenKGError` unless a file names exactly the ids of another one."
     for here, there, names in ((path, wanted, set(ids) - set(found)), (wanted, path, set(found) - set(ids))):
         if names: raise R2GenKGError(f"{here}: {len(names)} of the ids in {there} are missing, first {min(names)!r}; score the same studies on both sides")
+
+def _section(path: str | Path) -> str:
+    "Section of the reports (`findings`, `findings+impression`) that metrics.json beside a run's predictions records; empty for other files."
+    beside = Path(path).with_name("metrics.json")
+    settings = read_json(beside, dict).get("settings") if str(path).endswith(".jsonl") and beside.is_file() else None
+    return str(settings.get("section", "")) if isinstance(settings, dict) else ""
 
 def evaluate_files(
     refs: str | Path,   # JSON {id: [text]} of the references, or predictions.jsonl of a run
@@ -220,7 +234,9 @@ def evaluate_files(
             _paired(file, list(ref_of), refs, list(table.index))
         labels = tuple(table.loc[list(ref_of)] for table in tables)
     options.setdefault("source", next(iter(ref_of)))
-    return evaluate_reports(list(ref_of.values()), [hypo_of[key] for key in ref_of], labels=labels, **options)
+    found = evaluate_reports(list(ref_of.values()), [hypo_of[key] for key in ref_of], labels=labels, **options)
+    section = " against ".join(dict.fromkeys(filter(None, map(_section, (hypos, refs)))))
+    return replace(found, settings=found.settings | ({"section": section} if section else {}))
 
 def score_files(refs: str | Path, hypos: str | Path, **options: Any) -> dict[str, float | str | None]:
     "Scores and settings of `evaluate_files` as one flat dict; the options are the same."

@@ -28,14 +28,15 @@ def check_texts(
     refs: Sequence[str],   # reference reports
     hypos: Sequence[str],  # generated reports, in the same order
 ) -> tuple[list[str], list[str]]:
-    "Both as lists. Raises `R2GenKGError` for unequal lengths, no texts, something that is no text, or only empty references."
+    "Both as lists, lone surrogates as `?`. Raises `R2GenKGError` for unequal lengths, no texts, something that is no text, or only empty references."
     for name, texts in (("refs", refs), ("hypos", hypos)):
         if isinstance(texts, (str, Mapping)): raise R2GenKGError(f"{name}: give a list of reports, not a {type(texts).__name__}")
         for i, text in enumerate(texts):
             if not isinstance(text, str): raise R2GenKGError(f"{name}[{i}]: expected text, got {type(text).__name__}")
     if len(refs) != len(hypos): raise R2GenKGError(f"{len(refs)} references, {len(hypos)} hypotheses; scores need pairs")
     if not any(text.strip() for text in refs): raise R2GenKGError("refs: no reference has any words; nothing to compare with")
-    return list(refs), list(hypos)
+    kept = [[text.encode(errors="replace").decode() for text in texts] for texts in (refs, hypos)]   # no scorer takes half a character
+    return kept[0], kept[1]
 
 # %% ../nbs/45_nlg.ipynb #family_references
 MODES = ("full-reference", "family")

@@ -211,6 +211,13 @@ def test_faults_of_report_files_are_named(tmp_path, refs, hypos, message):
     assert "\n" not in str(caught.value)
 
 
+def test_half_a_character_is_scored(tmp_path):
+    """A lone surrogate, which JSON can hold, reaches spaCy and Java as a question mark."""
+    (tmp_path / "r.json").write_text('{"a": ["small effusion \\ud800 ."], "b": ["edema ."]}')
+    scores = score_files(tmp_path / "r.json", tmp_path / "r.json", meteor=False)
+    assert scores["BLEU-1"] == pytest.approx(1) and scores["ce_f1/micro-14/u0"] == 1
+
+
 def test_missing_report_file_is_named(tmp_path):
     with pytest.raises(R2GenKGError, match="none.json: no such file"): score_files(tmp_path / "none.json", tmp_path / "none.json")
 
