@@ -7,7 +7,7 @@ __all__ = ['CHUNK', 'IDLE_REQUESTS', 'MAX_MEMBER', 'MAX_RATIO', 'Cut', 'file_has
            'download_iu_xray']
 
 # %% ../nbs/07_download.ipynb #code-2
-import gzip, hashlib, http.client, os, re, shutil, tarfile, urllib.error, urllib.request, zlib
+import gzip, hashlib, http.client, logging, os, re, shutil, tarfile, urllib.error, urllib.request, zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -173,19 +173,40 @@ def _unpacked(archive: Path, folder: Path) -> bool:
     "Whether this archive is unpacked in `folder`."
     return is_current(folder, fingerprint(archive.name, archive.stat().st_size))
 
+def _check_own(folder: Path) -> None:
+    "Raise `R2GenKGError` before anything is fetched if a folder to be filled holds a user's files."
+    if folder.is_dir() and not (folder / MADE_FROM).is_file() and (found := next(folder.iterdir(), None)):
+        raise R2GenKGError(f"{folder}: holds {found.name!r}, which is not from an archive and would be lost; choose another --out")
+
+def _unpack_or_remove(archive: Path, folder: Path) -> None:
+    "Unpack an archive; one that cannot be unpacked is removed, so that the next call fetches it anew."
+    try: unpack(archive, folder)
+    except R2GenKGError as e:
+        archive.unlink()
+        raise R2GenKGError(f"{e}; the file was removed (was it a login page?), run the same command again") from None
+
+def _count_members(folder: Path, known: dict) -> dict[str, int]:
+    "Number of unpacked files; a number other than the published one is counted beside it and logged."
+    found, wanted, name = sum(p.suffix in (".xml", ".png") for p in folder.rglob("*")), known.get("members"), folder.name
+    if wanted in (None, found): return {f"files of {name}": found}
+    logging.getLogger("r2genkg").warning("%s: %d files, published are %d", folder, found, wanted)
+    return {f"files of {name}": found, f"files of {name}, published": wanted}
+
 def download_iu_xray(
     out: str | Path,                     # folder of the data set
     base: str = "",                      # other address of the two archives, e.g. a mirror; empty: Open-i
     any_checksum: bool = False,          # accept archives with another hash than the known one
     space: int = 5_000_000_000,          # bytes that must be free
     pause: float = 1.0,                  # seconds before the first repetition of a request
-) -> dict:                               # what `prepare` counted, with the hashes of the archives
+) -> dict:                               # what `prepare` counted, with hashes and numbers of files of the archives
     "Fetch, check and unpack the reports and images of Open-i and write studies.parquet with R2Gen's split."
-    out, hashes = Path(out), {}
+    out, told = Path(out), {}
     archives = [(a, out / "archives" / a["url"].rpartition("/")[2], out / f"{'reports' if 'reports' in a['url'] else 'images'}") for a in data_set("iu-xray").archives]
+    for *_, folder in archives: _check_own(folder)
     if not all(folder.is_dir() for *_, folder in archives): _check_space(out, space)
     for known, archive, folder in archives:
         url = f"{base.rstrip('/')}/{archive.name}" if base else known["url"]
-        hashes[f"sha256 of {archive.name}"] = fetch(url, archive, "" if any_checksum else known.get("sha256", ""), pause)
-        if not (folder / MADE_FROM).is_file() or not _unpacked(archive, folder): unpack(archive, folder)
-    return prepare("iu-xray", out / "reports", out / "studies.parquet", images=out / "images", drop_broken=True) | hashes
+        told[f"sha256 of {archive.name}"] = fetch(url, archive, "" if any_checksum else known.get("sha256", ""), pause)
+        if not _unpacked(archive, folder): _unpack_or_remove(archive, folder)
+        told |= _count_members(folder, known)
+    return prepare("iu-xray", out / "reports", out / "studies.parquet", images=out / "images", drop_broken=True) | told

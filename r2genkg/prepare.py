@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LAB_RULE', 'DataSet', 'data_sets', 'data_set', 'image_folder', 'missing_parts', 'official_split', 'read_data_set',
-           'image_fault', 'check_files', 'without_broken', 'repeated_texts', 'leaking_patients', 'against_known',
-           'prepare']
+           'image_fault', 'check_files', 'shared_images', 'without_broken', 'repeated_texts', 'leaking_patients',
+           'against_known', 'prepare']
 
 # %% ../nbs/06_prepare.ipynb #code-2
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -20,10 +20,10 @@ from typing import Any
 
 import yaml
 
-from .config import R2GenKGError, progress, write_json
+from .config import R2GenKGError, progress, read_json, write_json
 from .images import read_image
 from .records import SPLITS, Studies, Study, save_studies
-from .studies import read_studies
+from .studies import FORMATS, read_studies
 
 # %% ../nbs/06_prepare.ipynb #dataset
 @dataclass(frozen=True)
@@ -85,8 +85,12 @@ def official_split(studies: Studies) -> Studies:
     "Stanford's split of CheXpert Plus: `valid` becomes test, a twentieth of the training patients validation."
     def part(s: Study) -> str:
         if s.split != "train": return "test"
-        return "val" if int(hashlib.sha256(s.patient.encode()).hexdigest()[:8], 16) / 2**32 < 0.05 else "train"
+        return "val" if int(hashlib.sha256((s.patient or s.id).encode()).hexdigest()[:8], 16) / 2**32 < 0.05 else "train"
     return Studies([replace(s, split=part(s)) for s in studies], studies.report, studies.meta)
+
+def _form_of(root: Path) -> str:
+    "The form of IU-Xray in a folder; a studies.parquet beside it is an earlier output and no source."
+    return next((f for f in ("r2gen", "openi-tables", "openi-xml") if root.is_dir() and next(root.glob(FORMATS[f]), None)), "auto")
 
 def read_data_set(
     name: str,                           # of `data_sets`
@@ -103,7 +107,7 @@ def read_data_set(
     if name == "chexpert-plus" and rule == "auto": rule = "official"
     if rule in ("official", "lab") and name != "chexpert-plus": raise R2GenKGError(f"{name}: splits {rule!r} is of chexpert-plus; use auto, hash or a file")
     folder = image_folder(data, root, images)
-    form = {"chexpert-plus": "chexpert-plus", "mimic-cxr": "r2gen"}.get(name, "auto")
+    form = {"chexpert-plus": "chexpert-plus", "mimic-cxr": "r2gen"}.get(name) or _form_of(root)
     studies = read_studies(root, form, folder, {"official": "file", "lab": "hash"}.get(rule, splits), labels)
     if rule == "official": studies = official_split(studies)
     elif name == "iu-xray" and rule == "auto" and studies.report.source != "r2gen":
@@ -120,15 +124,22 @@ def image_fault(path: str, quick: bool = False) -> tuple[str, str]:
     except R2GenKGError: return "unreadable", ""
     return "", hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
-def check_files(studies: Sequence[Study], quick: bool = False, workers: int = 8) -> tuple[dict[str, str], int]:
-    "Path -> fault of the images that cannot be used; number of images whose bytes are those of another study's image."
-    owner = {image: s.id for s in studies for image in s.images}
+def check_files(studies: Sequence[Study], quick: bool = False, workers: int = 8) -> tuple[dict[str, str], dict[str, str]]:
+    "Path -> fault of the images that cannot be used; path -> hash of the bytes of the others (the path itself if they were not read)."
+    paths = list(dict.fromkeys(image for s in studies for image in s.images))
     with ThreadPoolExecutor(workers) as pool:
-        found = dict(zip(owner, progress(pool.map(lambda p: image_fault(p, quick), owner), "checking images", len(owner))))
-    owners: dict[str, set[str]] = {}
-    for path, (_, digest) in found.items():
-        if digest: owners.setdefault(digest, set()).add(owner[path])
-    return {path: fault for path, (fault, _) in found.items() if fault}, sum(len(o) - 1 for o in owners.values())
+        found = dict(zip(paths, progress(pool.map(lambda p: image_fault(p, quick), paths), "checking images", len(paths))))
+    return {p: fault for p, (fault, _) in found.items() if fault}, {p: digest or p for p, (fault, digest) in found.items() if not fault}
+
+def shared_images(studies: Sequence[Study], contents: Mapping[str, str]) -> tuple[int, int, list[str]]:
+    "Images that an earlier study has too, pictures with studies in several splits, and the files that are meant; `contents` as `check_files` gives them."
+    owners: dict[str, dict[str, str]] = {}                                         # picture -> study -> split
+    for s in studies:
+        for image in s.images:
+            if image in contents: owners.setdefault(contents[image], {})[s.id] = s.split
+    shared = {picture: of for picture, of in owners.items() if len(of) > 1}
+    return (sum(len(of) - 1 for of in shared.values()), sum(len(set(of.values())) > 1 for of in shared.values()),
+            [path for path, picture in contents.items() if picture in shared])
 
 def without_broken(studies: Studies, faults: dict[str, str]) -> Studies:
     "Studies with the images that can be used; those left without one are dropped and counted."
@@ -156,17 +167,39 @@ def against_known(counts: dict[str, int], known: dict[str, int]) -> str:
     return f"published: {told}; here: " + " / ".join(f"{counts[k]:,} ({counts[k] - known[k]:+,})" for k in SPLITS)
 
 # %% ../nbs/06_prepare.ipynb #_settle_images
-def _settle_images(studies: Studies, quick: bool, drop_broken: bool) -> tuple[Studies, dict]:
-    "Studies with usable images, and counts; raises `R2GenKGError` for broken ones unless they are to be dropped."
+def _settle_images(studies: Studies, quick: bool, drop_broken: bool) -> tuple[Studies, dict, dict]:
+    "Studies with usable images, counts, and lists of files; raises `R2GenKGError` for broken ones unless they are to be dropped."
     bare = [s.id for s in studies if not s.images]
-    faults, twice = check_files(studies, quick)
+    faults, contents = check_files(studies, quick)
+    twice, across, shared = shared_images(studies, contents)
     kinds = Counter(faults.values())
-    counts = {"images": sum(len(s.images) for s in studies), "missing images": kinds["missing"], "unreadable images": kinds["unreadable"], "duplicate images": twice}
+    def sure(n: int) -> int | None: return n or (None if quick else 0)             # files that were not read may hide more
+    counts = {"images": sum(len(s.images) for s in studies), "missing images": kinds["missing"], "unreadable images": sure(kinds["unreadable"]),
+              "duplicate images": sure(twice), "pictures in several splits": sure(across)}
+    files = {f"{kind} files": [p for p, fault in faults.items() if fault == kind] for kind in ("missing", "unreadable")} | {"duplicate files": shared}
     if (faults or bare) and not drop_broken:
         first = next(iter(faults.items()), (bare[0], "without an image") if bare else ("", ""))
         raise R2GenKGError(f"{first[0]}: {first[1]}; in all {kinds['missing']:,} images missing, {kinds['unreadable']:,} unreadable, "
                            f"{len(bare):,} studies without one; mend them, give --images, or go on without them by --drop-broken")
-    return without_broken(studies, faults), counts
+    return without_broken(studies, faults), counts, files
+
+def _counts_file(out: Path, root: Path) -> Path:
+    "Where the counts of `out` go. Raises `R2GenKGError` if a file would be lost."
+    counts = out.with_suffix(".json")
+    if out.suffix != ".parquet": raise R2GenKGError(f"{out}: choose a name that ends in .parquet; the counts go beside it, as .json")
+    if out.exists() and root.exists() and out.samefile(root): raise R2GenKGError(f"{out}: is the source itself; choose another --out")
+    if not counts.exists(): return counts
+    try: earlier = {"data_set", "splits", "kept"} <= read_json(counts, dict).keys()
+    except R2GenKGError: earlier = False
+    if not earlier: raise R2GenKGError(f"{counts}: the counts of {out.name} go there, but it is another file, which would be lost; choose another --out")
+    return counts
+
+def _impressions(studies: Sequence[Study], section: str, root: str | Path) -> dict[str, int]:
+    "How many studies lack the impression that `section` asks for; raises `R2GenKGError` if all do."
+    if section == "findings": return {}
+    without = sum(not s.impression for s in studies)
+    if without == len(studies): raise R2GenKGError(f"{root}: no study has an impression, so there is nothing to add to the findings; use --section findings")
+    return {"without impression": without}
 
 def prepare(
     name: str,                           # iu-xray | chexpert-plus | mimic-cxr
@@ -176,14 +209,15 @@ def prepare(
     splits: str | Path = "auto",         # see `read_data_set`
     section: str = "findings",           # findings | findings+impression
     labels: str | Path | None = None,    # CheXbert label lines of CheXpert Plus
-    quick: bool = False,                 # do not decode the images
+    quick: bool = False,                 # do not decode the images; counts that need it are None
     drop_broken: bool = False,           # leave out images that cannot be used
     refuse_leaks: bool = False,          # raise if a patient is in several splits
 ) -> dict:                               # what was counted
     "Check a data set and write its studies. Raises `R2GenKGError` with what is missing and where it is to be had."
     if section not in ("findings", "findings+impression"): raise R2GenKGError(f"section {section!r}: use findings or findings+impression")
+    counts_file = _counts_file(Path(out), Path(root))
     read = read_data_set(name, root, images, splits, labels)
-    studies, image_counts = _settle_images(read, quick, drop_broken)
+    studies, image_counts, image_files = _settle_images(read, quick, drop_broken)
     if not studies: raise R2GenKGError(f"{root}: no study left to write ({read.report})")
     leaks = leaking_patients(studies)
     if leaks and refuse_leaks: raise R2GenKGError(f"{root}: {len(leaks)} patients are in several splits, the first is {leaks[0]!r}; use --splits hash or official")
@@ -192,9 +226,9 @@ def prepare(
     note = {"splits, note": LAB_RULE} if read.meta["splits"] == "lab" else {}
     known = data_set(name).known if read.meta["splits"] not in ("hash", "official") else {}
     told = {"file": str(out), "data_set": name, "section": section, "splits": read.meta["splits"], "read": read.report.read, "kept": len(studies), **counts,
-            **note, "known": against_known(counts, known) if known else "", **{f"dropped, {k}": v for k, v in read.report.dropped.items()},
+            **note, **_impressions(studies, section, root), "known": against_known(counts, known) if known else "", **{f"dropped, {k}": v for k, v in read.report.dropped.items()},
             **{f"noted, {k}": v for k, v in read.report.noted.items()}, **image_counts, "repeated reports": within,
             "held-out reports also in training": across, "patients in several splits": len(leaks), "leaking patients": leaks[:20]}
     save_studies(Studies(studies, read.report, {**read.meta, "section": section, "counts": counts}), out)
-    write_json(Path(out).with_suffix(".json"), told)
+    write_json(counts_file, told | image_files)
     return told

@@ -126,6 +126,48 @@ def test_mimic_cxr(tmp_path):
     assert told["kept"] == 3 and told["dropped, without a usable image"] == 2
 
 
+def test_a_second_run_reads_the_source_again(tmp_path):
+    """What was dropped for a broken image comes back when the image is mended, although the first output lies in the same folder."""
+    folder = r2gen(tmp_path / "iu", (3, 1, 1))
+    (folder / "images" / "CXR1_IM-1" / "0.png").unlink()
+    assert prepare("iu-xray", folder, folder / "studies.parquet", drop_broken=True)["kept"] == 4
+    picture(folder / "images" / "CXR1_IM-1" / "0.png", 1)
+    assert prepare("iu-xray", folder, folder / "studies.parquet")["kept"] == 5
+
+
+def test_counts_overwrite_no_source(tmp_path):
+    folder = r2gen(tmp_path / "mimic", (2, 1, 1))
+    source = (folder / "annotation.json").read_text()
+    with pytest.raises(R2GenKGError, match="annotation.json: the counts of annotation.parquet go there"): prepare("mimic-cxr", folder, folder / "annotation.parquet")
+    with pytest.raises(R2GenKGError, match="ends in .parquet"): prepare("mimic-cxr", folder, folder / "annotation.json")
+    assert (folder / "annotation.json").read_text() == source and not (folder / "annotation.parquet").exists()
+    for _ in range(2): prepare("mimic-cxr", folder, tmp_path / "s.parquet")                  # its own counts are written anew
+
+
+def test_patients_of_chexpert_plus_without_ids(tmp_path):
+    """Rows that leave the patient empty are split, and checked for leaks, by the patient in their path."""
+    folder = plus(tmp_path / "plus", patients=24, lines=False)
+    table = folder / "df_chexpert_plus_240401.csv"
+    table.write_text("\n".join(",".join(["" if i == 1 and line.startswith(("train", "valid")) else cell for i, cell in enumerate(line.split(","))])
+                               for line in table.read_text().splitlines()) + "\n")
+    for splits in ("lab", "official"):
+        told = prepare("chexpert-plus", folder, tmp_path / "s.parquet", splits=splits, quick=True, refuse_leaks=True)
+        assert told["noted, studies whose patient is read from their path"] == told["kept"] == 48 and told["val"] % 2 == 0
+    (tmp_path / "ids.json").write_text(json.dumps({"train": ["train/patient1/study1/v.jpg"], "test": ["train/patient1/study2/v.jpg"], "val": []}))
+    with pytest.raises(R2GenKGError, match="'patient1'"): prepare("chexpert-plus", folder, tmp_path / "s.parquet", splits=tmp_path / "ids.json", quick=True, refuse_leaks=True)
+
+
+def test_one_image_file_in_two_splits(tmp_path):
+    folder = r2gen(tmp_path / "iu", (2, 1, 1))
+    tree = json.loads((folder / "annotation.json").read_text())
+    tree["test"][0]["image_path"] = tree["train"][0]["image_path"]
+    (folder / "annotation.json").write_text(json.dumps(tree))
+    for quick in (False, True):
+        told = prepare("iu-xray", folder, tmp_path / "s.parquet", quick=quick)
+        assert (told["duplicate images"], told["pictures in several splits"]) == (1, 1)
+    assert json.loads((tmp_path / "s.json").read_text())["duplicate files"] == [str(folder / "images" / "CXR1_IM-1" / "0.png")]
+
+
 @pytest.mark.parametrize("name", data_sets())
 @pytest.mark.parametrize("state", ["no folder", "empty folder", "no images"])
 def test_what_is_missing_is_named_with_its_source(tmp_path, name, state):
@@ -293,7 +335,10 @@ def test_an_edited_table_makes_its_stage_again(tmp_path):
 
 def test_section_of_prepared_studies_is_held_to(tmp_path):
     from r2genkg.pipeline import run_pipeline
-    prepare("iu-xray", r2gen(tmp_path / "iu", (4, 1, 1)), tmp_path / "p" / "studies.parquet", section="findings+impression")
+    folder = r2gen(tmp_path / "iu", (4, 1, 1))
+    with pytest.raises(R2GenKGError, match="no study has an impression"): prepare("iu-xray", folder, tmp_path / "p" / "studies.parquet", section="findings+impression")
+    (folder / "annotation.json").write_text((folder / "annotation.json").read_text().replace('"report"', '"impression": "Clear.", "report"'))
+    assert prepare("iu-xray", folder, tmp_path / "p" / "studies.parquet", section="findings+impression")["without impression"] == 0
     given = ["studies.source=files", f"studies.path={tmp_path}/p/studies.parquet", "studies.n_train=0", "studies.n_val=0", "studies.n_test=0"]
     with pytest.raises(R2GenKGError, match="prepared with section 'findings.impression', but 'findings' is asked for"): run_pipeline(load_config("demo", given),
         tmp_path / "run", "studies")
