@@ -60,15 +60,18 @@ def new_swin(swin_config: Any, stem: bool) -> nn.Module:
 
 def build_swin(config: ClassifierConfig, image_size: int = 224) -> nn.Module:
     "The `SwinModel` that `config` names (`image_size` acts from scratch only). Raises `R2GenKGError` if it cannot be loaded or its sizes do not fit."
-    from transformers import SwinConfig, SwinModel
+    from transformers import AutoConfig, SwinConfig, SwinModel
     if config.backbone == "scratch":
         _check_sizes(config, image_size)
         return new_swin(SwinConfig(image_size=image_size, patch_size=config.patch_size, embed_dim=config.embed_dim, depths=list(config.depths),
                                    num_heads=list(config.heads), drop_path_rate=0.0), stem=True)
-    try: return SwinModel.from_pretrained(config.backbone, add_pooling_layer=False)
+    try:
+        kind = AutoConfig.from_pretrained(config.backbone).model_type
+        if kind == "swin": return SwinModel.from_pretrained(config.backbone, add_pooling_layer=False)
     except (OSError, ValueError) as e:
         raise R2GenKGError(f"classifier.backbone={config.backbone!r} cannot be loaded ({str(e).splitlines()[0][:120]}); "
                            "give a folder with a Swin, or classifier.backbone=scratch") from None
+    raise R2GenKGError(f"classifier.backbone={config.backbone!r} is a {kind}, the classifier needs a Swin; other encoders can be used in Python: `model.VisionBackbone`")
 
 # %% ../nbs/31_classifier.ipynb #swinclassifier
 #: r of the log-sum-exp pooling; towards 0 it is a mean, towards infinity a maximum.

@@ -193,8 +193,7 @@ def add_adapter(
     if config.adapter == "full": return llm.requires_grad_(True)
     llm.requires_grad_(False)
     if config.adapter == "frozen": return llm
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    if config.adapter == "qlora": llm = prepare_model_for_kbit_training(llm, use_gradient_checkpointing=False)
+    from peft import LoraConfig, get_peft_model
     return get_peft_model(llm, LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
                                           target_modules="all-linear", task_type="CAUSAL_LM"))
 
@@ -212,7 +211,7 @@ def load_pretrained(
     config: LLMConfig,
     device: str | None = None,
 ) -> tuple[nn.Module, Any]:  # model without adapter, tokenizer
-    "A pretrained model by name, folder or GGUF file, in 4 bits for `qlora`."
+    "A pretrained model by name, folder or GGUF file; for `qlora` linear layers in 4 bits, the rest in float32."
     from transformers import AutoModelForCausalLM, AutoTokenizer
     device, gguf = device or best_device(), find_gguf(config.name)
     source = unpack_gguf(gguf) if gguf else config.name
@@ -224,6 +223,9 @@ def load_pretrained(
         with quiet(): llm, tokenizer = AutoModelForCausalLM.from_pretrained(source, **options), AutoTokenizer.from_pretrained(source)
     except Exception as e: raise explain_load_error(config.name, e) from None
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token  # padding never enters the loss
+    if config.adapter == "qlora":
+        from peft import prepare_model_for_kbit_training
+        llm = prepare_model_for_kbit_training(llm, use_gradient_checkpointing=False)   # for a saved run, too: it must compute as it was trained
     return llm, tokenizer
 
 # %% ../nbs/40_llm.ipynb #check_savable

@@ -40,6 +40,8 @@ class VisionBackbone(nn.Module):
         super().__init__()
         self.backbone = backbone
         if getattr(backbone, "pooler", None) is not None: backbone.pooler = None   # only the tokens are read
+        for name, p in backbone.named_parameters():
+            if name.endswith("mask_token"): p.requires_grad_(False)                # pretraining alone reads it
 
     @classmethod
     def from_name(cls, name: str = "microsoft/swin-base-patch4-window7-224") -> "VisionBackbone":
@@ -117,8 +119,11 @@ class R2GenKG(nn.Module):
         super().train(mode)
         for part in (self.vision, self.llm):   # frozen parts stay in evaluation mode
             if part is not None and not any(p.requires_grad for p in part.parameters()): part.eval()
+        frozen = not self.llm.training
         for layer in self.llm.modules():       # transformers recomputes activations of layers in training mode only, frozen or not
-            if mode and getattr(layer, "gradient_checkpointing", False): layer.training = True
+            if not mode or not getattr(layer, "gradient_checkpointing", False): continue
+            layer.training = True
+            for name in [k for k, v in vars(layer).items() if frozen and "drop" in k and isinstance(v, float)]: setattr(layer, name, 0.0)
         for part in self.modules():            # batch statistics would depend on how a batch is shared out
             if isinstance(part, nn.modules.batchnorm._BatchNorm): part.eval()
         return self
@@ -350,7 +355,7 @@ _SWIN_NAMES = (("attention.self.query.", "attention.q_proj."), ("attention.self.
                ("intermediate.dense.", "mlp.fc1."), ("output.dense.", "mlp.fc2."))
 
 def load_swin(vision: Any, state: dict[str, Tensor]) -> None:
-    "Fill a `VisionBackbone` from a Swin state of old or new transformers; raises `R2GenKGError` naming a missing tensor."
+    "Fill a `VisionBackbone` from a Swin state of old or new transformers; raises `R2GenKGError` naming a tensor that is missing or of another size."
     own = vision.backbone.state_dict()
     renamed = dict(state)
     for key, value in state.items():
@@ -358,4 +363,6 @@ def load_swin(vision: Any, state: dict[str, Tensor]) -> None:
         renamed[key] = value
     missing = [k for k in own if k not in renamed and "relative_position_index" not in k]
     if missing: raise R2GenKGError(f"vision encoder of the checkpoint: no tensor for {missing[0]}")
+    odd = [k for k, v in own.items() if k in renamed and renamed[k].shape != v.shape]
+    if odd: raise R2GenKGError(f"vision encoder of the checkpoint: {odd[0]} is {tuple(renamed[odd[0]].shape)}, `vision` has {tuple(own[odd[0]].shape)}; give a Swin of its size")
     vision.backbone.load_state_dict({k: renamed[k] if k in renamed else v for k, v in own.items()})

@@ -129,6 +129,20 @@ def test_gradient_checkpointing_gives_the_same_gradients(visual):
     assert all(torch.allclose(plain[n], p.grad, atol=1e-5) for n, p in model.named_parameters())
 
 
+def test_a_frozen_model_with_gradient_checkpointing_drops_nothing(tmp_path, visual):
+    """Layers recompute in training mode only, where some families' layers have a dropout of their own."""
+    from transformers import OPTConfig, OPTForCausalLM
+    base = make()
+    OPTForCausalLM(OPTConfig(vocab_size=len(base.tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                             ffn_dim=48, word_embed_proj_dim=32, dropout=0.5)).save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
+    model = make(f"llm.name={tmp_path}", "llm.adapter=frozen", "llm.dtype=float32", "model.dropout=0")
+    batch = encode_targets(REPORTS, model.tokenizer, 20)
+    plain = model.train()(**batch, visual=visual)["loss"]
+    model.gradient_checkpointing_enable()
+    assert torch.allclose(model.train()(**batch, visual=visual)["loss"], plain) and any(layer.training for layer in model.llm.modules())
+
+
 @pytest.mark.parametrize("stay_in_evaluation", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 def test_evaluation_follows_training_steps(fused, stay_in_evaluation, visual):
@@ -180,19 +194,19 @@ def test_the_trainer_accumulates_exactly(tmp_path, visual):
     assert all(torch.allclose(whole[k], halves[k], atol=2e-4) for k in whole)
 
 
-@pytest.mark.parametrize("adapter", ["full", "frozen", "lora"])
+@pytest.mark.parametrize("adapter", ["full", "frozen", "lora", "qlora"])
 def test_disk_round_trip_without_pickle(tmp_path, adapter, visual):
-    pytest.importorskip("r2genkg.granularity")
-    if adapter == "lora":   # an adapter needs a base model that can be loaded again
+    if adapter == "qlora": pytest.importorskip("bitsandbytes")
+    if "lora" in adapter:   # an adapter needs a base model that can be loaded again
         base = make(); base.llm.save_pretrained(tmp_path / "base"); base.tokenizer.save_pretrained(tmp_path / "base")
-        model = make(f"llm.name={tmp_path / 'base'}", "llm.adapter=lora", "llm.dtype=float32")
+        model = make(f"llm.name={tmp_path / 'base'}", f"llm.adapter={adapter}", f"llm.dtype={'bfloat16' if adapter == 'qlora' else 'float32'}")   # of the embeddings, as on a card
         for n, p in model.llm.named_parameters():
             if "lora_B" in n: torch.nn.init.normal_(p, std=0.1)
     else: model = make(f"llm.adapter={adapter}", "model.prune_kg=5")
     model.eval().save(tmp_path / "run")
     files = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     assert not any(f.endswith((".pt", ".pth", ".bin", ".pkl")) for f in files) and "knowledge.safetensors" in files
-    assert ("adapter/adapter_model.safetensors" in files) == (adapter == "lora")
+    assert ("adapter/adapter_model.safetensors" in files) == ("lora" in adapter)
     again = R2GenKG.load(tmp_path / "run")
     batch = encode_targets(REPORTS, model.tokenizer, 20)
     with torch.no_grad(): assert torch.equal(model(**batch, visual=visual)["logits"], again(**batch, visual=visual)["logits"])
