@@ -7,7 +7,7 @@ __all__ = ['parameter_counts', 'step_batch', 'saved_bytes', 'measure_step', 'eff
 
 # %% ../nbs/54_efficiency.ipynb #code-2
 import statistics, time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,9 +36,11 @@ def step_batch(model: R2GenKG) -> dict[str, Tensor]:
 
 # %% ../nbs/54_efficiency.ipynb #saved_bytes
 @contextmanager
-def saved_bytes() -> Iterator[list[int]]:
-    "Bytes of the distinct tensors that autograd keeps inside the block, in a list of one number."
-    seen, total = set(), [0]
+def saved_bytes(
+    own: Iterable[Tensor] = (),   # parameters and buffers, which are there anyway
+) -> Iterator[list[int]]:
+    "Bytes of the distinct tensors besides `own` that autograd keeps inside the block, in a list of one number."
+    seen, total = {t.untyped_storage().data_ptr() for t in own}, [0]
     def keep(t: Tensor) -> Tensor:
         at = t.untyped_storage().data_ptr()
         if at not in seen:
@@ -62,13 +64,14 @@ def measure_step(
         with torch.autocast(model.device.type, half, enabled=cuda): loss = model(**batch)["loss"]
         loss.backward()
         if cuda: torch.cuda.synchronize()
-    with FlopCounterMode(display=False) as flops, saved_bytes() as kept: step()
+    held = [*model.parameters(), *model.buffers()]
+    with FlopCounterMode(display=False) as flops, saved_bytes(held) as kept: step()
     if cuda: torch.cuda.reset_peak_memory_stats()
     for _ in range(repeats):
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    own = sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in model.parameters())
+    own = sum(t.numel() * t.element_size() * (1 + t.requires_grad) for t in held)
     memory = torch.cuda.max_memory_allocated() if cuda else own + kept[0]
     model.zero_grad(set_to_none=True)
     device = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} thread(s)"
