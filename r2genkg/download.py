@@ -200,7 +200,8 @@ def download_iu_xray(
     pause: float = 1.0,                  # seconds before the first repetition of a request
 ) -> dict:                               # what `prepare` counted, with hashes and numbers of files of the archives
     "Fetch, check and unpack the reports and images of Open-i and write studies.parquet with R2Gen's split."
-    out, told = Path(out), {}
+    out = Path(out)
+    told: dict[str, str | int] = {}
     archives = [(a, out / "archives" / a["url"].rpartition("/")[2], out / f"{'reports' if 'reports' in a['url'] else 'images'}") for a in data_set("iu-xray").archives]
     for *_, folder in archives: _check_own(folder)
     if not all(folder.is_dir() for *_, folder in archives): _check_space(out, space)
