@@ -24,11 +24,11 @@ import numpy as np
 import pandas as pd
 
 from r2genkg.annotate import iter_annotations
-from r2genkg.graph import build_graph, compose, leave_to_one, node_table, triple_table
+from r2genkg.graph import build_graph, leave_to_one, node_table, triple_table
 from r2genkg.graph_io import rexkg_pairs
 from r2genkg.linker import Concept
 from r2genkg.mentions import Counts, surface_table, unfit
-from r2genkg.merging import GraphOptions, merge_surfaces
+from r2genkg.merging import GraphOptions, compose, merge_surfaces
 from r2genkg.records import RELATION_TYPES
 from r2genkg.studies import read_openi_package
 

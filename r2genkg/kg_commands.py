@@ -38,7 +38,7 @@ def kg_build(
     from r2genkg.granularity import embed_texts
     from r2genkg.linker import get_linker
     from r2genkg.merging import GraphOptions
-    from r2genkg.graph import build_from_annotations, build_from_file
+    from r2genkg.graph_io import build_from_annotations, build_from_file
     if (annotations is None) == (studies is None): raise R2GenKGError("give either --studies or --annotations")
     embed = partial(embed_texts, embedder=embedder) if merge_threshold else None
     options = GraphOptions(min_count=min_count, linker=get_linker(linker), merge_threshold=merge_threshold, embed=embed)

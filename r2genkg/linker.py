@@ -17,6 +17,7 @@ import pandas as pd
 
 from .config import R2GenKGError, atomic_path
 from .mentions import normalise
+from .records import csv_table
 
 # %% ../nbs/25_linker.ipynb #concept
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class TableLinker:
 
 def _hand_table(path: str | Path) -> pd.DataFrame:
     "A csv of names, aliases normalised."
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = csv_table(path)
     return table.assign(alias=table.alias.map(normalise)) if "alias" in table else table
 
 def _choose(surface: str, kind: str, rows: pd.DataFrame | None, ambiguous: list, refused: list) -> Any:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'SHARED_COLUMNS', 'GraphOptions', 'singular', 'lemma_pairs', 'variant_pairs', 'alias_table', 'alias_pairs',
-           'linker_pairs', 'keep_apart', 'near_pairs', 'components', 'Merging', 'merge_surfaces', 'shared_aliases']
+           'linker_pairs', 'keep_apart', 'near_pairs', 'components', 'Merging', 'merge_surfaces', 'shared_aliases',
+           'segment', 'compose']
 
 # %% ../nbs/26_merging.ipynb #code-2
 import re
@@ -246,3 +247,28 @@ def _settle(alias: str, nodes: Sequence[Any], types: Mapping[str, str], owner: M
     reason, fit = next(((why, f) for why, test in tests if (f := [n for n in nodes if test(n)])), ("most frequent", list(nodes)))
     kept = max(fit, key=lambda n: n.total)
     return kept.key, [n.key for n in nodes if n.key != kept.key], reason
+
+# %% ../nbs/26_merging.ipynb #segment
+_GLUE = frozenset(("of", "the", "and", "in", "with", "for", "to"))
+
+def segment(words: Sequence[str], known: Mapping[str, Any] | set) -> list[str] | None:
+    "The fewest known parts that a name is made of, not itself; None if there are none. Small words between parts may be left out."
+    n = len(words)
+    best: list[list[str] | None] = [None] * n + [[]]
+    for i in reversed(range(n)):
+        found = [[part, *rest] for j in range(i + 1, n + 1) if (rest := best[j]) is not None and j - i < n and (part := " ".join(words[i:j])) in known]
+        if 0 < i and words[i] in _GLUE and (rest := best[i + 1]) is not None: found.append(rest)
+        best[i] = min(found, key=len, default=None)
+    return best[0]
+
+# %% ../nbs/26_merging.ipynb #compose
+def compose(nodes: pd.DataFrame, key_of: Mapping[str, str]) -> pd.DataFrame:
+    "Composed entities among the nodes: key, name, keys of the parts, count (the node's own, added to no part)."
+    kept = set(nodes.key)
+    known = {s: k for s, k in key_of.items() if k in kept}
+    rows = []
+    for key, name, count in zip(nodes.key.tolist(), nodes.name.tolist(), nodes["count"]):
+        words = name.split() if " " in name else name.split("-")
+        parts = segment(words, known) if len(words) > 1 else None
+        if parts and key not in (keys := [known[p] for p in parts]): rows.append((key, name, keys, count))
+    return pd.DataFrame(rows, columns=["key", "name", "parts", "count"])

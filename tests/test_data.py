@@ -285,7 +285,8 @@ def test_nobody_there(tmp_path, server):
 # --- what was made from held-out studies does not reach training -----------------------------------------------------------
 
 def test_graph_and_bank_of_held_out_studies_are_refused(tmp_path, caplog):
-    from r2genkg.graph import M3KG, build_from_file
+    from r2genkg.graph import M3KG
+    from r2genkg.graph_io import build_from_file
     from r2genkg.train import train
     from toy_run import settings, toy_data
     data = toy_data(tmp_path / "data")

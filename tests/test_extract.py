@@ -290,7 +290,7 @@ def test_command_line(tmp_path, encoder, capsys):
 
 
 def test_a_graph_from_a_model(tmp_path, folder, corpus):
-    from r2genkg.graph import build_from_file
+    from r2genkg.graph_io import build_from_file
     rows = [{"id": id, "report": text, "image_path": [f"{id}/0.png"], "split": "train"} for id, text in corpus[:30]]
     (tmp_path / "annotation.json").write_text(json.dumps({"train": rows, "val": [], "test": []}))
     stats = build_from_file(tmp_path / "annotation.json", tmp_path / "kg", annotator=f"model:{folder}")

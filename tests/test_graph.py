@@ -427,3 +427,14 @@ def test_graph_from_annotations(real, tmp_path, capsys):
                        (["annotate", "s.csv", "--out", "x.jsonl", "--dry-run"], "--dry-run is for --annotator llm:MODEL, not for rules")):
         with pytest.raises(SystemExit, match="1"): main(args)
         assert said in capsys.readouterr().err
+
+
+HEADER = "source_index,target_index,source_entity,target_entity,type,count\n"
+
+
+@pytest.mark.parametrize("rows, said", [("a,b,a,b,modify,nan\n", "line 2: count 'nan' is no number"), ("a,b,a,b,modify,-3\n", "count '-3' is no number"),
+                                        ("a,b,a,b,modify\n", "5 fields"), ("a,b,a,b,modify,1,2\n", "7 fields"), ("", "no triple in it"),
+                                        ("a,b,a,b,causes,1\n", "unknown relation 'causes'"), ("a,b,a,b,modify,1e23\n", "count '1e23' is no number")])
+def test_triples_are_read_strictly(tmp_path, rows, said):
+    (tmp_path / "r.csv").write_text(HEADER + rows)
+    with pytest.raises(R2GenKGError, match=f"r.csv.*{said}"): import_m3kg(tmp_path / "r.csv")
