@@ -134,7 +134,7 @@ def _variant_stats(counts: np.ndarray, averages: Sequence[str], zero: float) -> 
     for average, (i, value) in product(averages, enumerate(VALUES)):
         if average == "example": stats[average, value] = StudyStats(own, partial(lambda i, sums: sums[..., i] / sums[..., -1], i))
         else:
-            def score(sums, average=average, value=value):
+            def score(sums: np.ndarray, average: str = average, value: str = value) -> np.ndarray:
                 return average_counts(sums.reshape(*sums.shape[:-1], 3, -1), average, zero)[value]
             stats[average, value] = StudyStats(flat, score)
     return stats

@@ -100,7 +100,7 @@ def java_available() -> bool:
 # %% ../nbs/45_nlg.ipynb #_meteor
 class _Meteor(Meteor):
     "pycocoevalcap's METEOR, which also keeps each study's statistics and can be closed after a failure."
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.stats: list[list[float]] = []
 

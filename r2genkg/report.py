@@ -210,7 +210,6 @@ def _films_below(folder: Path, skipped: list[str]) -> list[Path]:
     for file in progress(sorted(found), "reading films", len(found)):
         try:
             if file.name.startswith("."): raise R2GenKGError(f"{file}: a hidden file")
-            if file.exists() and not file.is_file(): raise R2GenKGError(f"{file}: no file that can be read")   # a pipe would wait for ever
             read_image(file)
             films.append(file)
         except R2GenKGError as e: skipped.append(str(e))
