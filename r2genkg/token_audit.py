@@ -12,6 +12,7 @@ import base64, io, textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ import torch
 from .classifier import SwinClassifier, label_matrix
 from .config import LABELS, R2GenKGError, progress
 from .images import ImageCache, load_image, to_pixels
-from .records import Study, visible
+from .records import Study, csv_table, visible
 from .vision_tokens import VisionTokens, cam_class, pair_cams
 
 # %% ../nbs/33_token_audit.ipynb #mask_distance
@@ -183,7 +184,7 @@ def _patch(bank: VisionTokens, row: int, size: int) -> np.ndarray:
     t = bank.table.iloc[row]
     return load_image(t["image"], size)[t["y0"]:t["y1"], t["x0"]:t["x1"]]
 
-def contact_sheet(retrievals: Sequence[Retrieval], bank: VisionTokens, image_size: int = 224):
+def contact_sheet(retrievals: Sequence[Retrieval], bank: VisionTokens, image_size: int = 224) -> Any:
     "A matplotlib `Figure`: a row per retrieval, the query image first; green titles are labels that the study has."
     from matplotlib.figure import Figure
     if not retrievals: raise R2GenKGError("no retrievals to show")
@@ -224,12 +225,10 @@ def audit_form(retrievals: Sequence[Retrieval], bank: VisionTokens, image_size: 
 
 # %% ../nbs/33_token_audit.ipynb #read_verdicts
 def read_verdicts(paths: Sequence[str | Path]) -> pd.DataFrame:
-    "Saved forms as one table, a row per judged patch. Raises `R2GenKGError` for a missing column or an unknown verdict."
+    "Saved forms as one table, a row per judged patch. Raises `R2GenKGError` for a missing column, a line of another length or an unknown verdict."
     columns, tables = ["study", "query", "row", "label", "source", "weight", "verdict", "reader"], []
     for path in paths:
-        try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        except (OSError, ValueError) as e: raise R2GenKGError(f"{path}: not a readable csv of verdicts ({str(e).splitlines()[0][:100]})") from None
-        if missing := [c for c in columns if c not in table]: raise R2GenKGError(f"{path}: no column {missing[0]}; is this the form's verdicts.csv?")
+        table = csv_table(path, *columns)
         if odd := sorted(set(table.verdict) - {"", *VERDICTS}): raise R2GenKGError(f"{path}: verdict {odd[0]!r} is none of {', '.join(VERDICTS)}")
         tables.append(table.loc[table.verdict != "", columns])
     return pd.concat(tables, ignore_index=True)
