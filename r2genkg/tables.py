@@ -185,10 +185,12 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD") + ("-changed" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 def footnote(spec: TableSpec, grid: Grid, outcomes: Sequence[Outcome], command: str) -> str:
-    "Command, commit, seeds, test, sources."
+    "Command, commit, seeds, section of the reports, test, sources."
     seeds = sorted({o.seed for o in outcomes})
     lines = [f"{spec.title}{f' ({spec.paper} of the paper)' if spec.paper else ''}. `{command}`, commit {commit()}, preset {grid.preset}, seeds {', '.join(map(str, seeds))}."]
+    scored = [read_json(o.run / "metrics.json", dict).get("settings", {}).get("section") for o in outcomes if o.run]
     if spec.scores != "efficiency":
+        lines += [f"Section of the reports: {', '.join(sorted(set(filter(None, scored))))}."] if any(scored) else []
         lines.append(f"Mean ± standard deviation over seeds [bootstrap 95 % interval over test studies]. Marks: differs from {spec.rows[0]}, approximate randomisation "
                      "with Holm correction over the table, * p < 0.05, ** p < 0.01. CE F1: macro, 14 labels, uncertain as negative, rules labeler.")
     sources = {f"{name}: {row['source']}" for name, row in load_reported().get(spec.name, {}).items()}

@@ -132,7 +132,7 @@ def test_every_table_is_written(outcomes, root):
     assert int(costs.loc["full", "prefix tokens"]) == 49 + 10 + 49 + 28 and int(costs.loc["zero-KG", "prefix tokens"]) == 49 + 28
     assert costs.loc["full", "s/iter, CheXpert Plus (reported)"] == "33.29" and float(costs.loc["full", "GFLOPs/iter"]) > float(costs.loc["zero-KG", "GFLOPs/iter"])
     text = (root / "tables" / "table1_results.md").read_text()
-    assert "r2genkg tables --grid tiny" in text and "commit" in text and "seeds 1" in text
+    assert "r2genkg tables --grid tiny" in text and "commit" in text and "seeds 1" in text and "Section of the reports: findings.\n" in text
 
 
 def test_failed_rows_say_why(outcomes):
