@@ -12,13 +12,14 @@ from typing import Annotated, Optional
 
 import typer
 
-from .config import R2GenKGError, load_config, preset_names
+from .config import Config, R2GenKGError, load_config, preset_names, read_json
 from .console import AsJson, Set, keep_freed_memory, show, storage_fault
 from .data_commands import annotate, data, extract, label
 from .kg_commands import kg
+from .records import load_studies, visible
 
 # %% ../nbs/68_cli.ipynb #app
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,  # in markup, [text] is a tag
                   help="R2GenKG: knowledge graphs for radiology report generation. Research software, not for clinical use.")
 app.add_typer(kg, name="kg")
 app.add_typer(data, name="data")
@@ -26,22 +27,22 @@ app.add_typer(extract, name="extract")
 for command in (annotate, label): app.command()(command)
 
 # %% ../nbs/68_cli.ipynb #main
+def _fail(why: object, code: int = 1) -> None:
+    "End with one line on standard error: what a file's name or content brought into it cannot break the line or steer the terminal."
+    typer.echo(visible(f"r2genkg: {' '.join(str(why).split())}"), err=True)
+    sys.exit(code)
+
 def main(args: list[str] | None = None) -> None:
     "Entry point: runs the command; user faults become one line and exit code 1, Ctrl-C exit code 130."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keep_freed_memory()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")   # of libraries, nothing a user can act on
     try: app(args=args, standalone_mode=True)
-    except R2GenKGError as e:
-        typer.echo(f"r2genkg: {e}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("r2genkg: interrupted; the same command goes on where it stopped", err=True)
-        sys.exit(130)
+    except R2GenKGError as e: _fail(e)
+    except KeyboardInterrupt: _fail("interrupted; the same command goes on where it stopped", 130)
     except Exception as e:
         if not (why := storage_fault(e)): raise
-        typer.echo(f"r2genkg: {why}", err=True)
-        sys.exit(1)
+        _fail(why)
 
 # %% ../nbs/68_cli.ipynb #demo
 @app.command()
@@ -50,7 +51,7 @@ def demo(
     preset: Annotated[str, typer.Option(help="demo, demo-small, demo-openi or demo-smollm2.")] = "demo",
     set_: Set = [],
     as_json: AsJson = False,
-):
+) -> None:
     "The whole pipeline on embedded data: graph, tokens, training, scores, figures and OUT/index.html."
     config = load_config(preset, set_)   # before the slow imports: faults appear at once
     from r2genkg.demo import run_demo
@@ -58,22 +59,34 @@ def demo(
 
 # %% ../nbs/68_cli.ipynb #presets
 @app.command()
-def presets():
+def presets() -> None:
     "List the presets."
     for name in preset_names(): typer.echo(name)
 
 # %% ../nbs/68_cli.ipynb #train
+def _plan(config: Config, card: int) -> dict:
+    "The plan of a run on one card; the training studies are counted where they are prepared already."
+    from r2genkg.plan import plan_rows
+    c = config.studies
+    prepared = not c.n_train and c.path.endswith(".parquet") and Path(c.path).is_file()
+    return plan_rows(config, sum(s.split == "train" for s in load_studies(c.path)) if prepared else 0, card)
+
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the run and of every file it needs.")],
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the run and of every file it needs.")] = None,
     preset: Annotated[str, typer.Option(help="A preset, or a YAML file.")] = "demo",
     set_: Set = [],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint (the default; kept for scripts).")] = False,
     upto: Annotated[str, typer.Option(help="Last stage to make: vision_tokens before `accelerate launch`, else run.")] = "run",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Make nothing: print what would be trained, memory by part, steps and hours, as computed; "
+                                          "--set studies.n_train=N where the studies are not prepared yet.")] = False,
+    card: Annotated[int, typer.Option(help="With --dry-run: memory of the card, 16, 24, 48 or 80 GB.")] = 24,
     as_json: AsJson = False,
-):
+) -> None:
     "Make all files that training needs, train, and score the test split. Under `accelerate launch`: train on several cards."
     config, first = load_config(preset, set_), not int(os.environ.get("RANK", 0))   # before the slow imports: faults appear at once
+    if dry_run: return show(_plan(config, card), as_json)
+    if out is None: raise typer.BadParameter("needed to train; only --dry-run makes nothing", param_hint="--out")
     from r2genkg.pipeline import run_pipeline
     done = run_pipeline(config, out, upto, echo=lambda r: typer.echo(f"{r.name:14} {r.note}", err=True) if first else None)
     if first: show({name: str(r.path) for name, r in done.items()} | {"result": [*done.values()][-1].note}, as_json)
@@ -89,7 +102,7 @@ def tables(
     submit: Annotated[str, typer.Option(help="Command template that starts a run, e.g. \"sbatch --wrap '{command}'\"; empty: run here.")] = "",
     resubmit: Annotated[bool, typer.Option("--resubmit", help="Submit pending runs again.")] = False,
     set_: Set = [],
-):
+) -> None:
     "Train every run of a grid (what is finished stays), and write every table of the paper from what was measured."
     import shlex
     from dataclasses import replace
@@ -109,10 +122,13 @@ def tables(
 
 # %% ../nbs/68_cli.ipynb #evaluate
 @app.command()
-def evaluate(run: Annotated[Path, typer.Argument(help="Folder of a run.")], as_json: AsJson = False):
-    "Score a run on its test split again."
+def evaluate(run: Annotated[Path, typer.Argument(help="Folder of a run.")], as_json: AsJson = False) -> None:
+    "Score a run on its test split again; prints the scores and what they depend on, such as the section of the reports."
     from r2genkg.pipeline import evaluate_run
-    show(evaluate_run(run), as_json)
+    from r2genkg.report import run_folder
+    folder = run_folder(run)
+    scores = evaluate_run(folder)
+    show(scores | {f"settings/{key}": value for key, value in read_json(folder / "metrics.json", dict)["settings"].items()}, as_json)
 
 # %% ../nbs/68_cli.ipynb #score
 @app.command()
@@ -130,7 +146,7 @@ def score(
     radeval: Annotated[str, typer.Option(help="Metrics of RadEval with commas, e.g. radgraph,bertscore; needs the extra `radeval`.")] = "",
     intervals: Annotated[bool, typer.Option("--intervals", help="Bootstrap 95 % interval of every score.")] = False,
     as_json: AsJson = False,
-):
+) -> None:
     "BLEU, METEOR, ROUGE-L, CIDEr, clinical efficacy and graph scores of two report files."
     from r2genkg.ce import confusion as confusion_table, keep_preset
     from r2genkg.graph import M3KG
@@ -153,7 +169,7 @@ def report(
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Show patches of training images on the page; mind their licence.")] = True,
     one_study: Annotated[bool, typer.Option("--one-study", help="All files are views of one study: one report.")] = False,
     as_json: AsJson = False,
-):
+) -> None:
     "Generate a report for each image, with the evidence behind each sentence. Research software, not for clinical use."
     from r2genkg.report import report_files
     show(report_files(images, run, out, pictures, one_study=one_study), as_json)
@@ -168,7 +184,7 @@ def audit(
     split: Annotated[str, typer.Option(help="train | val | test")] = "test",
     seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
     as_json: AsJson = False,
-):
+) -> None:
     "Does a study retrieve vision tokens of its own diseases, and do they lie on the disease? Numbers, and a form for a reader."
     from r2genkg.figures import audit_run
     show(audit_run(run, out, [m for m in methods.split(",") if m], count, split, seed), as_json)
@@ -179,7 +195,7 @@ def app_command(
     run: Annotated[list[Path], typer.Option(help="Folder of a run; give it twice to compare two.")],
     host: Annotated[str, typer.Option(help="Address to listen on; the default serves this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port.")] = 7860,
-):
+) -> None:
     "A small local page: upload an image, read the report with its evidence, compare two runs. Needs the extra `app`."
     from r2genkg.app import serve
     typer.echo(f"http://{host}:{port} (Ctrl-C ends it)", err=True)

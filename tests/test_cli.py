@@ -52,11 +52,18 @@ def demo(interrupted) -> Path:
 
 
 def test_help_of_every_command():
+    import typer
     from typer.testing import CliRunner
 
     from r2genkg.cli import app
-    for command in ([], ["kg"], ["data"], ["demo"], ["kg", "build"], ["kg", "stats"], ["kg", "compare"], ["label"], ["score"], ["train"], ["evaluate"], ["report"], ["annotate"]):
-        assert "Usage" in CliRunner().invoke(app, [*command, "--help"], catch_exceptions=False).stdout
+    def commands(command, path=()):
+        yield path, command
+        for name, part in getattr(command, "commands", {}).items(): yield from commands(part, (*path, name))
+    for path, command in commands(typer.main.get_command(app)):
+        told = "".join(CliRunner().invoke(app, [*path, "--help"], catch_exceptions=False).stdout.split())
+        assert "Usage" in told
+        for text in [command.help, *(getattr(p, "help", "") for p in command.params)]:       # every word, [brackets] too
+            assert "".join((text or "").split()) in told, (path, text)
 
 
 def test_demo_makes_everything(demo):
@@ -73,6 +80,13 @@ def test_second_demo_changes_nothing(demo):
     done = run("demo", "--out", demo.name, *TINY, cwd=demo.parent)
     assert done.stderr.count("up to date") >= 6
     assert (demo / "run" / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_scores_name_the_section(demo, tmp_path):
+    told = json.loads(run("evaluate", demo, "--json", cwd=tmp_path).stdout)
+    assert told["settings/section"] == "findings" and told["settings/report_cleaning"] == "iu" and "BLEU-4" in told
+    predictions = demo / "run" / "predictions.jsonl"
+    assert "settings/section" in run("score", "--refs", predictions, "--hypos", predictions, "--ce", "organ", cwd=tmp_path).stdout
 
 
 def test_report_of_a_drawn_image(demo, tmp_path):
@@ -174,6 +188,24 @@ def test_empty_reports_and_empty_graph(tmp_path):
 def test_unknown_key_and_preset(tmp_path):
     assert "train.epochs" in run("train", "--out", "r", "--set", "train.epoch=1", cwd=tmp_path, expect=1).stderr
     assert "demo-openi" in run("train", "--out", "r", "--preset", "demoo", cwd=tmp_path, expect=1).stderr
+
+
+def test_a_fault_is_one_line_that_steers_no_terminal(tmp_path):
+    done = run("kg", "stats", "none\x1b[31m\nthere", cwd=tmp_path, expect=1)
+    assert "\x1b" not in done.stderr and len(done.stderr.strip().splitlines()) == 1 and "none\ufffd[31m there" in done.stderr
+
+
+def test_dry_run_makes_nothing(tmp_path):
+    plan = json.loads(run("train", "--dry-run", "--preset", "iu-xray", "--json", cwd=tmp_path).stdout)
+    assert plan["fits"] is True and "does not fit" in plan["asked for"] and plan["optimiser steps"] > 0 and "not measured" in plan["note"]
+    assert {"card", "memory GiB", "hours", "trained parameters, knowledge prefix"} <= set(plan)
+    pd.DataFrame({"id": ["a", "b", "c"], "image": "a.png", "findings": "Small effusion.", "split": ["train", "train", "test"]}).to_csv(tmp_path / "t.csv", index=False)
+    from r2genkg.studies import read_studies, save_studies
+    save_studies(read_studies(tmp_path / "t.csv"), tmp_path / "t.parquet")
+    own = ["train", "--dry-run", "--preset", "iu-xray", "--set", "studies.path=t.parquet", "--set", "train.epochs=3", "--set", "train.batch_size=1", "--set", "train.accumulate=1"]
+    assert json.loads(run(*own, "--card", "80", "--json", cwd=tmp_path).stdout)["optimiser steps"] == 3 * 2
+    assert {p.name for p in tmp_path.iterdir()} == {"t.csv", "t.parquet"}
+    assert "--dry-run" in run("train", "--preset", "demo", cwd=tmp_path, expect=2).stderr
 
 
 def test_missing_folders(tmp_path):
