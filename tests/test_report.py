@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from r2genkg.config import LABELS, R2GenKGError
-from r2genkg.report import Reporter, find_films, report_files, report_images, run_folder, write_reports
+from r2genkg.report import RUN_FILES, Reporter, find_films, report_files, report_images, run_folder, write_reports
 
 from browser import open_page
 from toy_run import run as train_toy
@@ -146,6 +146,15 @@ def test_unusable_places(toy, films, tmp_path):
                                   ([tmp_path / "none"], toy, None, "no PNG, JPEG or DICOM"),
                                   ([films / "a.png"], toy, tmp_path / "r.pdf", r"\.html, \.json, \.txt"), ([], toy, None, "no image given")):
         with pytest.raises(R2GenKGError, match=told): report_files(paths, run, out)
+
+
+def test_a_run_without_one_of_its_files_names_the_command(toy, tmp_path):
+    for file in toy.iterdir(): (tmp_path / file.name).symlink_to(file)
+    assert run_folder(tmp_path) == tmp_path
+    for name in RUN_FILES:
+        (tmp_path / name).rename(tmp_path / "away")
+        with pytest.raises(R2GenKGError, match=f"{name} is missing.*r2genkg train"): run_folder(tmp_path)
+        (tmp_path / "away").rename(tmp_path / name)
 
 
 def test_fewer_nodes_and_back(toy, films):
