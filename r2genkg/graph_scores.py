@@ -46,7 +46,7 @@ def index_graph(
         if column not in nodes: continue
         for key, names in zip(nodes["key"], nodes[column], strict=True):
             keys.update((str(n).lower(), key) for n in ([names] if isinstance(names, str) else [] if names is None else names))
-    if len(shared := getattr(m3kg, "shared", ())): keys |= dict(zip(shared.alias, shared.kept))   # settled when the graph was made
+    if hasattr(m3kg, "shared"): keys |= dict(zip(m3kg.shared.alias, m3kg.shared.kept))   # settled when the graph was made
     kept = m3kg.triples[m3kg.triples["count"] >= min_count]
     suggested = kept[kept["type"] == "suggestive_of"].groupby("source")["target"].agg(frozenset).to_dict()
     return GraphIndex(keys, frozenset(zip(kept["source"], kept["type"], kept["target"], strict=True)), suggested)

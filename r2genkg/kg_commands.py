@@ -39,10 +39,12 @@ def kg_build(
     from r2genkg.linker import get_linker
     from r2genkg.merging import GraphOptions
     from r2genkg.graph_io import build_from_annotations, build_from_file
-    if (annotations is None) == (studies is None): raise R2GenKGError("give either --studies or --annotations")
+    if studies and annotations: raise R2GenKGError("give either --studies or --annotations")
     embed = partial(embed_texts, embedder=embedder) if merge_threshold else None
     options = GraphOptions(min_count=min_count, linker=get_linker(linker), merge_threshold=merge_threshold, embed=embed)
-    show(build_from_file(studies, out, annotator, split, section, options) if studies else build_from_annotations(annotations, out, options), as_json)
+    if studies: return show(build_from_file(studies, out, annotator, split, section, options), as_json)
+    if annotations: return show(build_from_annotations(annotations, out, options), as_json)
+    raise R2GenKGError("give --studies or --annotations")
 
 # %% ../nbs/66_kg_commands.ipynb #kg_stats
 @kg.command("stats")

@@ -423,7 +423,7 @@ def test_graph_from_annotations(real, tmp_path, capsys):
     with pytest.raises(SystemExit, match="0"): main(["kg", "build", "--annotations", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "kg")])
     pd.testing.assert_frame_equal(M3KG.load(tmp_path / "kg").nodes, build_graph(real[0]).nodes)
     capsys.readouterr()
-    for args, said in ((["kg", "build", "--out", "x"], "give either --studies or --annotations"),
+    for args, said in ((["kg", "build", "--out", "x"], "give --studies or --annotations"),
                        (["annotate", "s.csv", "--out", "x.jsonl", "--dry-run"], "--dry-run is for --annotator llm:MODEL, not for rules")):
         with pytest.raises(SystemExit, match="1"): main(args)
         assert said in capsys.readouterr().err
