@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['KNOWN_SHAPES', 'GIB', 'SWIN_B', 'CARDS', 'KNOWN_STUDIES', 'LLMShape', 'llm_shape', 'prefix_parameters',
-           'prefix_length', 'MemoryPlan', 'study_tokens', 'memory_plan', 'fitting_configs', 'memory_advice',
-           'check_memory', 'Card', 'step_flops', 'TrainingPlan', 'training_plan', 'training_studies', 'plan_rows']
+           'prefix_length', 'MemoryPlan', 'study_tokens', 'layer_bytes', 'cache_bytes', 'memory_plan',
+           'fitting_configs', 'memory_advice', 'check_memory', 'Card', 'step_flops', 'TrainingPlan', 'training_plan',
+           'training_studies', 'plan_rows']
 
 # %% ../nbs/41_plan.ipynb #code-2
 import logging
@@ -31,10 +32,14 @@ class LLMShape:
     vocab: int
 
     @property
+    def kv(self) -> int:
+        "Width of keys, and of values."
+        return self.hidden * self.kv_heads // self.heads
+
+    @property
     def linear(self) -> int:
         "Weights of all linear layers between the embeddings."
-        kv = self.hidden * self.kv_heads // self.heads
-        return self.layers * (2 * self.hidden**2 + 2 * self.hidden * kv + 3 * self.hidden * self.ff)
+        return self.layers * (2 * self.hidden**2 + 2 * self.hidden * self.kv + 3 * self.hidden * self.ff)
 
     @property
     def embeddings(self) -> int:
@@ -43,7 +48,7 @@ class LLMShape:
 
     def lora(self, r: int) -> int:
         "Parameters of rank-r updates of all linear layers."
-        h, f, kv = self.hidden, self.ff, self.hidden * self.kv_heads // self.heads
+        h, f, kv = self.hidden, self.ff, self.kv
         return r * self.layers * (4 * h + 2 * (h + kv) + 3 * (h + f))
 
     def flops(self, prefix: int, new: int) -> float:
@@ -114,26 +119,42 @@ def study_tokens(config: Config, nodes: int = 0) -> int:
     return prefix_length(config.model, nodes or config.scales.sizes[config.model.feed_scale - 1]) + 30 + config.train.target_length
 
 # %% ../nbs/41_plan.ipynb #memory_plan
+def layer_bytes(config: LLMConfig, s: LLMShape) -> tuple[int, int]:
+    "Bytes per token that autograd keeps of a layer, and of a checkpointed one."
+    times_h, times_f = {"frozen": (12, 6), "lora": (24, 8), "qlora": (24, 14), "full": (30, 8)}[config.adapter]
+    masks = 6 * s.hidden + s.ff if config.lora_dropout and config.adapter in ("lora", "qlora") else 0
+    wide = config.adapter in ("qlora", "full") or config.dtype == "float32"
+    return times_h * s.hidden + times_f * s.ff + 4 * s.kv + masks, (4 if wide else 2) * s.hidden
+
+def cache_bytes(config: Config, s: LLMShape) -> int:
+    "Bytes of keys and values while a batch of reports is written."
+    d, read = config.decode, study_tokens(config) - config.train.target_length
+    width = 4 if config.llm.adapter in ("qlora", "full") or config.llm.dtype == "float32" else 2
+    return 2 * s.layers * s.kv * width * d.batch_size * (d.beams * (read + d.max_new_tokens + 1) + read)
+
 def memory_plan(
-    config: Config,       # sections llm, model, train and studies are read
+    config: Config,       # sections llm, model, train, scales, studies and decode are read
     card: float = 24.0,   # GiB
 ) -> MemoryPlan:
-    "What one training step needs on one card, by part."
+    "What training and its validations need on one card, by part."
     llm, model, batch = config.llm, config.model, config.train.batch_size
     s, full, half = llm_shape(llm), llm.adapter == "full", 4 if llm.dtype == "float32" or llm.adapter == "full" else 2
-    layer = 32 * s.hidden + 8 * s.ff
-    kept = s.layers * 2 * s.hidden + layer if llm.gradient_checkpointing else s.layers * layer
+    layer, least = layer_bytes(llm, s)
+    kept = s.layers * least + layer if llm.gradient_checkpointing else s.layers * layer
+    copies = 2 * s.linear if half == 4 and llm.adapter != "qlora" else 0    # of float32 weights, in half precision
+    step = {
+        "LLM activations": batch * study_tokens(config) * kept + copies,
+        "logits": batch * config.train.target_length * s.vocab * 14.0,
+        "vision and prefix activations": batch * (0.06 + 0.25 * config.studies.max_views * (not model.freeze_vision)) * GIB}
     trained = {"full": s.linear + s.embeddings, "frozen": 0}.get(llm.adapter, s.lora(llm.lora_r))
     weights = s.linear * 0.516 + s.embeddings * 4 + 2 * s.hidden * s.ff if llm.adapter == "qlora" else (s.linear + s.embeddings) * half
     parts = {
         "LLM weights": weights, "LLM trained (adapter, gradient, AdamW)": trained * (12 if full else 16),
         "knowledge prefix (weights, gradient, AdamW)": prefix_parameters(model, s.hidden) * 16.0,
         "vision encoder": SWIN_B * (4 if model.freeze_vision else 16),
-        "LLM activations": batch * study_tokens(config) * kept * (1 + (llm.dtype == "float32")),
-        "logits": batch * config.train.target_length * s.vocab * 14.0,
-        "vision and prefix activations": batch * (0.06 + 0.25 * config.studies.max_views * (not model.freeze_vision)) * GIB,
+        **step, "writing reports, beyond a step": max(0.0, cache_bytes(config, s) - sum(step.values())),
         "runtime": 0.7 * GIB}
-    name = f"{llm.name.split('/')[-1]}, {llm.adapter}, batch {batch}" + (", gradient checkpointing" if llm.gradient_checkpointing else "")
+    name = f"{llm.name.split('/')[-1]}, {llm.adapter}, batch {batch}, decode batch {config.decode.batch_size}" + (", gradient checkpointing" if llm.gradient_checkpointing else "")
     return MemoryPlan({k: v / GIB for k, v in parts.items()}, card, name)
 
 # %% ../nbs/41_plan.ipynb #fitting_configs
@@ -141,12 +162,14 @@ def fitting_configs(
     config: Config,
     card: float = 24.0,  # GiB
 ) -> list[Config]:       # those that fit, the closest to the wish first
-    "Adapters, checkpointing and batch sizes that fit a card where the given ones do not."
-    batch = config.train.batch_size
+    "Adapters, checkpointing and batch sizes (of training and of writing reports) that fit a card where the given ones do not."
+    batch, decode = config.train.batch_size, config.decode.batch_size
     changes = [[f"llm.adapter={adapter}", f"llm.gradient_checkpointing={checkpointing}", f"train.batch_size={size}", f"train.accumulate={config.train.accumulate * batch // size}"]
                for size in sorted({batch, max(1, batch // 2), 1}, reverse=True) if batch % size == 0
                for adapter in dict.fromkeys([config.llm.adapter, "lora", "qlora", "frozen"]) for checkpointing in (False, True)]
-    return [other for change in changes if memory_plan(other := override(config, change), card).fits]
+    writing = [f"decode.batch_size={size}" for size in sorted({decode, max(1, decode // 2), 1}, reverse=True)]   # the reports stay the same
+    each = ((override(config, [*change, size]) for size in writing) for change in changes)
+    return [c for tries in each if (c := next((t for t in tries if memory_plan(t, card).fits), None))]
 
 def memory_advice(
     config: Config,

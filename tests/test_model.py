@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from r2genkg.config import DecodeConfig, R2GenKGError, load_config
-from r2genkg.decode import generate_ids
+from r2genkg.config import DecodeConfig, R2GenKGError, load_config, override
+from r2genkg.decode import generate_ids, prefill
 from r2genkg.fusion import KnowledgePrefix
 from r2genkg.llm import build_llm, find_gguf
 from r2genkg.model import R2GenKG, VisionBackbone, encode_targets
-from r2genkg.plan import fitting_configs, memory_advice, memory_plan, plan_rows
+from r2genkg.plan import cache_bytes, fitting_configs, llm_shape, memory_advice, memory_plan, plan_rows, study_tokens
 from r2genkg.qformer import read_tensors
 
 REPORTS = ["the heart is normal in size . the lungs are clear .", "small left pleural effusion . no pneumothorax .",
@@ -294,6 +294,20 @@ def test_memory_plan_follows_the_settings():
     assert plan("model.freeze_vision=true").total < plan("studies.max_views=2").total
 
 
+def test_memory_plan_counts_writing_reports(visual):
+    """Keys and values of the prefix and of every beam, as beam search holds them; the larger of this and a training step counts."""
+    model = make("decode.beams=3", "decode.max_new_tokens=40", "decode.batch_size=4")
+    prompt, _ = model.prompt(visual)
+    with torch.no_grad(): cache = prefill(model.llm, prompt, 3, 40)
+    held = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+    alone = held * prompt.shape[1] / (3 * (prompt.shape[1] + 40))         # what was read, before it is spread over the beams
+    shape = llm_shape(model.cfg.llm)
+    read = study_tokens(model.cfg) - model.cfg.train.target_length        # of the configured scales
+    assert cache_bytes(model.cfg, shape) / (held + alone) == pytest.approx((4 * read + 3 * 41) / (4 * prompt.shape[1] + 3 * 40), rel=0.02)
+    plans = [memory_plan(load_config("chexpert-plus", ["llm.gradient_checkpointing=true", f"decode.batch_size={n}"])) for n in (1, 6, 50)]
+    assert plans[0].parts["writing reports, beyond a step"] == 0 and plans[1].fits and not plans[2].fits
+
+
 def test_memory_advice_names_settings_that_fit():
     paper = load_config("chexpert-plus")
     assert "fits" in memory_advice(paper, 80) and "Would fit" not in memory_advice(paper, 80)
@@ -301,6 +315,7 @@ def test_memory_advice_names_settings_that_fit():
     fitting = fitting_configs(paper, 24)
     assert fitting and all(memory_plan(c, 24).fits for c in fitting) and not fitting_configs(paper, 4)
     assert {c.train.batch_size * c.train.accumulate for c in fitting} == {6}   # the same optimiser steps
+    assert all(c.decode.batch_size == 6 or not memory_plan(override(c, ["decode.batch_size=6"]), 24).fits for c in fitting)   # smaller only where it must be
     assert plan_rows(paper, card=24)["fits"] and "asked for" not in plan_rows(paper, card=80)
 
 
