@@ -32,7 +32,7 @@ def address(tmp_path_factory) -> tuple[str, Path]:
 
 def _generate(page, film: Path, column: str = "A"):
     page.set_input_files("#film input[type=file]", film)
-    page.wait_for_selector(f"text={film.name}")
+    page.wait_for_selector(f"#film td[aria-label='{film.name}']")            # the line of progress, which has the name too, may be gone before it is seen
     page.click("#generate")
     page.wait_for_selector(f"#report-{column} iframe", timeout=60_000)
     return page.frame_locator(f"#report-{column} iframe")
@@ -87,7 +87,7 @@ def test_faults_are_one_line(address):
         page.click("#generate")
         page.wait_for_selector("text=choose an image first")
         page.set_input_files("#film input[type=file]", folder / "broken.dcm")
-        page.wait_for_selector("text=broken.dcm")
+        page.wait_for_selector("#film td[aria-label='broken.dcm']")
         page.click("#generate")
         page.wait_for_selector("text=image cannot be decoded")
 
