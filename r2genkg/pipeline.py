@@ -29,6 +29,7 @@ from .images import ImageCache
 from .labels import label_reports
 from .llm import check_savable
 from .phantom import draw_for_labels, write_phantoms
+from .plan import check_memory
 from .records import check_images, check_section, report_key
 from .studies import Study, load_studies, read_openi_package, read_studies, save_studies
 from .train import train
@@ -237,7 +238,9 @@ def run_pipeline(
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     done: dict[str, StageResult] = {}
-    if upto == "run": check_savable(config.llm)
+    if upto == "run":
+        check_savable(config.llm)
+        check_memory(config)             # a card that is too small is told before hours of other stages
     try:
         with contextlib.nullcontext() if int(os.environ.get("RANK", 0)) else FileLock(root / ".lock", timeout=0):   # others train beside the first
             for stage in STAGES:

@@ -255,7 +255,7 @@ KNOWN_STUDIES = {"chexpert-plus": 40_463, "iu-xray": 2_069}
 def training_studies(config: Config) -> int:
     "How many studies a preset trains on. Raises `R2GenKGError` where only the user knows."
     known = config.studies.n_train or KNOWN_STUDIES.get(config.name, 0)
-    if not known: raise R2GenKGError(f"{config.name}: how many training studies? give their number")
+    if not known: raise R2GenKGError(f"{config.name}: how many training studies? set studies.n_train, or studies.path to a prepared file")
     return known
 
 def plan_rows(

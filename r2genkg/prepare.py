@@ -220,7 +220,9 @@ def prepare(
     studies, image_counts, image_files = _settle_images(read, quick, drop_broken)
     if not studies: raise R2GenKGError(f"{root}: no study left to write ({read.report})")
     leaks = leaking_patients(studies)
-    if leaks and refuse_leaks: raise R2GenKGError(f"{root}: {len(leaks)} patients are in several splits, the first is {leaks[0]!r}; use --splits hash or official")
+    if leaks and refuse_leaks:
+        choice = "hash or official" if name == "chexpert-plus" else "hash"
+        raise R2GenKGError(f"{root}: {len(leaks)} patients are in several splits, the first is {leaks[0]!r}; use --splits {choice}")
     counts = {k: sum(s.split == k for s in studies) for k in SPLITS}
     within, across = repeated_texts(studies, section)
     note = {"splits, note": LAB_RULE} if read.meta["splits"] == "lab" else {}
