@@ -47,8 +47,9 @@ _VERBS = frozenset("is are was were has have had appears appear remains remain s
 _CONJUNCTIONS = frozenset(("and", ",", "or"))
 
 def _next_clause(tokens: Sequence[str], start: int) -> int:
-    "Where after `start` a new statement begins: a conjunction, an article, and a verb within six tokens."
+    "Where after `start` a new statement begins: a conjunction, an article, and a verb within six tokens; or a comma and \"with\"."
     for i in range(start, len(tokens) - 2):
+        if tokens[i] == "," and tokens[i + 1] == "with" and tokens[i + 2] != "or": return i
         if tokens[i] in _CONJUNCTIONS and tokens[i + 1] in ("the", "there") and not _VERBS.isdisjoint(tokens[i + 2:i + 8]): return i
     return len(tokens)
 
