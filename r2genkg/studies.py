@@ -214,7 +214,7 @@ def read_studies(
     "Read a corpus into studies with findings; `.report` counts the rest. Image files are not opened (`check_images` does)."
     path = Path(path)
     if format != "auto" and format not in FORMATS: raise R2GenKGError(f"format {format!r} is none of {', '.join(FORMATS)}")
-    if not path.exists(): raise R2GenKGError(f"{path}: no such file or folder")
+    if not path.exists(): raise R2GenKGError(f"{path}: no such file or folder" + ("; `r2genkg data prepare` makes it" if path.suffix == ".parquet" else ""))
     if path.is_dir(): path, format = _main_file(path, format)
     elif format == "auto": format = _told_by_content(path)
     if labels and format != "chexpert-plus": raise R2GenKGError(f"{path}: a label file goes with chexpert-plus only, this is {format}")

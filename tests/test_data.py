@@ -352,3 +352,8 @@ def test_chexpert_plus_as_the_laboratory_split_it(tmp_path):
     assert "not public" in told["splits, note"] and told["known"].startswith("published: 40,463 / 5,780 / 11,562; here:")
     assert load_studies(tmp_path / "studies.parquet").meta["splits"] == "lab"
     with pytest.raises(R2GenKGError, match="'lab' is of chexpert-plus"): prepare("iu-xray", r2gen(tmp_path / "iu", (1, 0, 0)), tmp_path / "o.parquet", splits="lab")
+
+
+def test_a_missing_file_names_the_command_that_makes_it():
+    from r2genkg.studies import read_studies
+    with pytest.raises(R2GenKGError, match="s.parquet: no such file or folder; `r2genkg data prepare` makes it"): read_studies("nowhere/s.parquet")
