@@ -75,7 +75,7 @@ def gradio() -> Any:
     "The library, told to be silent; raises `R2GenKGError` where it is not installed."
     for key, value in (("GRADIO_ANALYTICS_ENABLED", "False"), ("HF_HUB_DISABLE_TELEMETRY", "1"), ("DO_NOT_TRACK", "1")): os.environ[key] = value
     try: import gradio as gr
-    except ImportError: raise R2GenKGError('the app needs Gradio: pip install "r2genkg[app]"') from None
+    except ImportError: raise R2GenKGError('the app needs Gradio: pip install gradio (the extra `app`)') from None
     return gr
 
 #: What stands above everything.

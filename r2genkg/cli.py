@@ -197,6 +197,7 @@ def app_command(
     port: Annotated[int, typer.Option(help="Port.")] = 7860,
 ) -> None:
     "A small local page: upload an image, read the report with its evidence, compare two runs. Needs the extra `app`."
-    from r2genkg.app import serve
+    from r2genkg.app import gradio, serve
+    gradio()                             # what is missing is told before an address
     typer.echo(f"http://{host}:{port} (Ctrl-C ends it)", err=True)
     serve(run, host, port)

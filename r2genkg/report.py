@@ -310,14 +310,14 @@ def write_reports(
     out: str | Path,                     # .html, .json or .txt
     run: str = "",                       # named on the page
     pictures: bool = True,               # with pictures of retrieved tokens: cut from training images, mind their licence
-    notes: Sequence[str] = (),           # lines for the top of the page
+    notes: Sequence[str] = (),           # lines for the top of the page or text
 ) -> None:
     "Write reports with their evidence as a self-contained page, as JSON, or as text."
     out = Path(out)
     if out.suffix == ".json": return write_json(out, [as_record(e) for e in results])
     if out.suffix not in OUTPUTS: raise R2GenKGError(f"{out}: choose a name that ends in {', '.join(OUTPUTS)}")
     with atomic_path(out) as tmp:
-        if out.suffix == ".txt": tmp.write_text("\n".join(map(as_text, results)), encoding="utf-8")
+        if out.suffix == ".txt": tmp.write_text("\n".join([*notes, *map(as_text, results)]), encoding="utf-8")
         else: page("report.html.j2").stream(reports=(_page_row(e, pictures) for e in results), run=run, notes=notes).dump(str(tmp), "utf-8")
 
 # %% ../nbs/61_report.ipynb #run_notes
@@ -341,6 +341,7 @@ def report_files(
 ) -> dict[str, str]:                     # image -> report
     "Report on files and write the reports with their evidence. Raises `R2GenKGError` before work starts if a file, the run or `out` cannot be used."
     if out is not None and Path(out).suffix not in OUTPUTS: raise R2GenKGError(f"{out}: choose a name that ends in {', '.join(OUTPUTS)}")
+    for note in run_notes(run): logging.getLogger("r2genkg").warning(note)
     texts: dict[str, str] = {}
     def noted(results: Iterable[Explained]) -> Iterator[Explained]:
         for e in results: texts[e.report.image] = e.report.text; yield e
