@@ -12,7 +12,8 @@ from typing import Annotated, Optional
 import typer
 
 from .config import R2GenKGError
-from .console import AsJson, read_column, show
+from .console import AsJson, show
+from .records import csv_table
 
 # %% ../nbs/67_data_commands.ipynb #data
 data = typer.Typer(no_args_is_help=True, help="Download and prepare data sets.")
@@ -73,9 +74,9 @@ def annotate(
     from r2genkg.llm_annotate import ask_file
     given = {"--allow-external": allow_external, "--dry-run": dry_run, "--max-cost": max_cost, "--price-input": price_input, "--price-output": price_output,
              "--base-url": base_url, "--concurrency": concurrency, "--partial": partial}
-    own = annotator.partition(":")[0] == "llm"
-    if not own and (odd := [name for name, value in given.items() if value]): raise R2GenKGError(f"{odd[0]} is for --annotator llm:MODEL, not for {annotator}")
-    if not own: return show(annotate_file(studies, out, annotator, section, sample), as_json)
+    if annotator.partition(":")[0] != "llm":
+        if odd := [name for name, value in given.items() if value]: raise R2GenKGError(f"{odd[0]} is for --annotator llm:MODEL, not for {annotator}")
+        return show(annotate_file(studies, out, annotator, section, sample), as_json)
     settings = llm_options(annotator.partition(":")[2], allow_external=allow_external or None, max_cost=max_cost, base_url=base_url or None,
                            concurrency=concurrency, price=(price_input, price_output))
     show(ask_file(studies, out, settings, section, sample, dry_run, partial), as_json)
@@ -103,7 +104,7 @@ def label(
     "The 14 CheXpert labels of every report: 1 positive, 0 negative, -1 uncertain, empty (null) not mentioned."
     from r2genkg.labels import compare_labels, label_reports, read_labels, write_labels
     if out.suffix in (".json", ".jsonl") and not key: raise R2GenKGError(f"{out}: JSON Lines name rows by image path; give its column with --key path_to_image")
-    rows, theirs = read_column(table, column, key), read_labels(compare) if compare else None
+    rows, theirs = csv_table(table, *filter(None, (column, key))), read_labels(compare) if compare else None
     labels = label_reports(rows[column].tolist(), labeler)
     write_labels(out, labels, rows[key or column].tolist(), key)
     found = {name: int((labels[name] == 1).sum()) for name in labels} | {"reports": len(labels), "file": str(out)}

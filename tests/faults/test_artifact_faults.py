@@ -21,7 +21,6 @@ from r2genkg.annotate import Replay, annotate, load_annotations, save_annotation
 from r2genkg.chexbert import read_checkpoint
 from r2genkg.classifier import SwinClassifier
 from r2genkg.config import R2GenKGError, is_current, load_config, stamp, write_json
-from r2genkg.console import read_column
 from r2genkg.experiments import load_grid
 from r2genkg.figures import stage_paths
 from r2genkg.granularity import load_scales, save_scales
@@ -34,6 +33,7 @@ from r2genkg.llm_annotate import load_llm_settings
 from r2genkg.metrics import evaluate_files
 from r2genkg.model import R2GenKG
 from r2genkg.phantom import load_masks, load_truth, write_phantoms
+from r2genkg.records import csv_table
 from r2genkg.qformer import read_tensors
 from r2genkg.report import load_run
 from r2genkg.tables import run_stats
@@ -119,7 +119,7 @@ def sound(toy) -> dict[str, Reader]:
         "labels csv": Reader(f / "labels.csv", (), read_labels), "labels json": Reader(f / "labels.json", (), read_labels),
         "scores": Reader(f / "refs.json", (), lambda p: evaluate_files(p, f / "hypos.json", meteor=False, labels=None)),
         "llm settings": Reader(f / "llm.yaml", (), lambda p: load_llm_settings(str(p))), "lexicon": Reader(f / "lexicon.yaml", (), lambda p: load_lexicon(str(p))),
-        "column": Reader(f / "table.csv", (), lambda p: read_column(p, "findings", "key")), "linker csv": Reader(f / "names.csv", (), link),
+        "column": Reader(f / "table.csv", (), lambda p: csv_table(p, "findings", "key")), "linker csv": Reader(f / "names.csv", (), link),
         "linker parquet": Reader(f / "names.parquet", (), link), "umls": Reader(f / "MRCONSO.RRF", (), lambda p: derive_table(p, p.with_name("out.parquet"))),
         "masks": Reader(f / "phantoms", (f"masks/{phantoms[0].id}.safetensors",), lambda p: load_masks(p, phantoms[0].id)),
         "truth": Reader(f / "phantoms", ("truth.jsonl",), load_truth),
