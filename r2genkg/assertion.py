@@ -24,7 +24,7 @@ def _tables() -> list[dict]:
     "Phrase tables of negation, uncertainty, removal, and of negation without \"is normal\"; tags pseudo, following, preceding, around, termination."
     own, negex = load_lexicon().assertion, _negex()
     dropped = set(words_of(own["drop"]))
-    def cues(kind, tag, *names): return words_of(own[kind].get(tag, "")) + [c for n in names for c in negex[n] if c not in dropped]
+    def cues(kind: str, tag: str, *names: str) -> list[str]: return words_of(own[kind].get(tag, "")) + [c for n in names for c in negex[n] if c not in dropped]
     stops = words_of(own["termination"]) + [t for t in negex["termination"] if t not in dropped]
     denial = {"pseudo": cues("negation", "pseudo", "pseudo_negations"), "following": cues("negation", "following", "following_negations"),
               "preceding": cues("negation", "preceding", "preceding_negations"), "termination": stops}

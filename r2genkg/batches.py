@@ -7,7 +7,7 @@ __all__ = ['FILLER', 'TrainingData', 'check_held_out', 'training_texts', 'study_
            'views_to_pixels', 'LengthGroupedSampler', 'image_reader', 'encode_views', 'cached_features', 'make_dataset']
 
 # %% ../nbs/49_batches.ipynb #code-2
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,7 +143,7 @@ class LengthGroupedSampler(Sampler):
     def __len__(self) -> int: return len(self.lengths) + self.fillers
     def set_epoch(self, epoch: int) -> None: self.epoch = epoch
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order, span = rng.permutation(len(self.lengths)), self.batch_size * self.window
         whole, rest = list[list[int]](), list[list[int]]()

@@ -34,7 +34,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return state
 
 # %% ../nbs/29_chexbert.ipynb #_bert_config
-def _bert_config(state: Mapping[str, Tensor]):
+def _bert_config(state: Mapping[str, Tensor]) -> Any:
     "Shape of BERT as its weights tell it; heads of 64 as in BERT-base (of 8 where the width is no multiple of 64)."
     from transformers import BertConfig
     vocab, width = state["bert.embeddings.word_embeddings.weight"].shape
@@ -46,7 +46,7 @@ def _bert_config(state: Mapping[str, Tensor]):
 # %% ../nbs/29_chexbert.ipynb #chexbertmodel
 class CheXbertModel(nn.Module):
     "BERT and 14 linear heads on its first token (CheXbert, `bert_labeler.py`)."
-    def __init__(self, config):
+    def __init__(self, config: Any):
         super().__init__()
         from transformers import BertModel
         self.bert = BertModel(config)
@@ -62,7 +62,7 @@ class CheXbertModel(nn.Module):
 #: Classes of a head: blank, positive, negative, uncertain.
 CLASS_VALUES = (math.nan, 1.0, 0.0, -1.0)
 
-def load_tokenizer(name: str):
+def load_tokenizer(name: str) -> Any:
     "A BERT tokenizer from a folder or the hub. Raises `R2GenKGError` where it is not to be had."
     from transformers import BertTokenizerFast
     try: return BertTokenizerFast.from_pretrained(name)

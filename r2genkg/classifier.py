@@ -8,7 +8,7 @@ __all__ = ['SHARPNESS', 'ConvStem', 'new_swin', 'build_swin', 'SwinClassifier', 
            'macro_auroc', 'LabelTask', 'collate_views', 'train_classifier']
 
 # %% ../nbs/31_classifier.ipynb #code-2
-import logging, math, os, shutil
+import logging, math, shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .config import (LABELS, ClassifierConfig, R2GenKGError, atomic_path, best_d
                             set_seed, write_json)
 from .images import ImageCache, load_image, to_pixels
 from .records import Study
-from .tensors import last_checkpoint, one_card
+from .tensors import last_checkpoint, one_card, progress_callback
 
 # %% ../nbs/31_classifier.ipynb #convstem
 class ConvStem(nn.Sequential):
@@ -286,7 +286,7 @@ def collate_views(examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str
     return {"pixels": to_pixels(np.stack(images)), "labels": torch.tensor(np.stack(targets))}
 
 # %% ../nbs/31_classifier.ipynb #_training_arguments
-def _training_arguments(config: ClassifierConfig, folder: Path, steps: int, validate: bool, seed: int):
+def _training_arguments(config: ClassifierConfig, folder: Path, steps: int, validate: bool, seed: int) -> Any:
     "Arguments of `Trainer` for one training."
     from transformers import TrainingArguments
     device = best_device()
@@ -298,7 +298,7 @@ def _training_arguments(config: ClassifierConfig, folder: Path, steps: int, vali
         load_best_model_at_end=validate, metric_for_best_model="macro_auroc" if validate else None, greater_is_better=True if validate else None,
         label_names=["labels"], remove_unused_columns=False, report_to="none", use_cpu=device == "cpu",
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(), dataloader_pin_memory=device == "cuda",
-        dataloader_num_workers=4 if device == "cuda" else 0, disable_tqdm=not os.isatty(2), log_level="error")
+        dataloader_num_workers=4 if device == "cuda" else 0, disable_tqdm=True, log_level="error")
 
 # %% ../nbs/31_classifier.ipynb #_fit
 def _fit(classifier: SwinClassifier, parts: dict[str, ViewDataset], config: ClassifierConfig, folder: Path, seed: int) -> list[dict]:
@@ -310,13 +310,14 @@ def _fit(classifier: SwinClassifier, parts: dict[str, ViewDataset], config: Clas
     trainer = Trainer(model=task, args=one_card(args), train_dataset=parts["train"], eval_dataset=parts.get("val"),
                       data_collator=collate_views, compute_metrics=lambda p: {"macro_auroc": macro_auroc(p.label_ids, p.predictions)})
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(progress_callback("classifier"))
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     return trainer.state.log_history
 
 def _metrics(targets: np.ndarray, probs: np.ndarray, split: str, seed: int) -> dict:
     "What metrics.json holds: macro means over the labels with both classes, and the table (None for undefined)."
     table = score_labels(targets, probs, seed=seed)
-    def rounded(v): return None if np.isnan(v) else round(float(v), 4)
+    def rounded(v: float) -> float | None: return None if np.isnan(v) else round(float(v), 4)
     return {"split": split, "studies": len(targets), "macro_auroc": float(table.auroc.mean()), "macro_auprc": float(table.auprc.mean()),
             "undefined": table.index[table.auroc.isna()].tolist(),
             "labels": {label: {k: rounded(v) for k, v in row.items()} for label, row in table.iterrows()}}

@@ -7,7 +7,7 @@ __all__ = ['data', 'extract', 'data_prepare', 'data_download', 'annotate', 'llm_
 
 # %% ../nbs/67_data_commands.ipynb #code-2
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -32,7 +32,7 @@ def data_prepare(
     drop_broken: Annotated[bool, typer.Option("--drop-broken", help="Leave out images that are missing or unreadable.")] = False,
     refuse_leaks: Annotated[bool, typer.Option("--refuse-leaks", help="Fail if a patient is in several splits.")] = False,
     as_json: AsJson = False,
-):
+) -> None:
     "Check a data set's folder, count what is in it, and write studies.parquet."
     from r2genkg.prepare import prepare
     show(prepare(name, root, out, images, splits, section, labels, quick, drop_broken, refuse_leaks), as_json)
@@ -45,7 +45,7 @@ def data_download(
     base: Annotated[str, typer.Option(help="Address of a mirror of the archives; empty: Open-i.")] = "",
     any_checksum: Annotated[bool, typer.Option("--any-checksum", help="Accept archives with another hash than the known one.")] = False,
     as_json: AsJson = False,
-):
+) -> None:
     "Fetch the public Open-i archives (about 1.4 GB), check and unpack them, and write studies.parquet with R2Gen's splits. A cut download goes on."
     from r2genkg.download import download_iu_xray
     from r2genkg.prepare import data_set
@@ -68,7 +68,7 @@ def annotate(
     concurrency: Annotated[Optional[int], typer.Option(help="llm: questions under way at a time.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="llm: write the finished reports even if others are left.")] = False,
     as_json: AsJson = False,
-):
+) -> None:
     "Reports -> entities and relations per sentence, one report a line. An interrupted llm run goes on without paying twice."
     from r2genkg.annotate import annotate_file
     from r2genkg.llm_annotate import ask_file
@@ -82,7 +82,7 @@ def annotate(
     show(ask_file(studies, out, settings, section, sample, dry_run, partial), as_json)
 
 # %% ../nbs/67_data_commands.ipynb #llm_options
-def llm_options(spec: str, price: tuple[float | None, float | None] = (None, None), **changes):
+def llm_options(spec: str, price: tuple[float | None, float | None] = (None, None), **changes: Any) -> Any:  # LLMSettings
     "Settings of a model name or file with the command's options on top."
     from r2genkg.llm_annotate import load_llm_settings
     settings = load_llm_settings(spec)
@@ -100,7 +100,7 @@ def label(
     labeler: Annotated[str, typer.Option(help="rules | chexbert:FILE")] = "rules",
     compare: Annotated[Optional[Path], typer.Option(help="A label file of the same rows, in either layout: print how far the two agree.")] = None,
     as_json: AsJson = False,
-):
+) -> None:
     "The 14 CheXpert labels of every report: 1 positive, 0 negative, -1 uncertain, empty (null) not mentioned."
     from r2genkg.labels import compare_labels, label_reports, read_labels, write_labels
     if out.suffix in (".json", ".jsonl") and not key: raise R2GenKGError(f"{out}: JSON Lines name rows by image path; give its column with --key path_to_image")
@@ -134,7 +134,7 @@ def extract_train(
     relations: Annotated[str, typer.Option(help="auto | model | rules | none; auto: a model if the annotations have relations, else rules.")] = "auto",
     seed: Annotated[Optional[int], typer.Option(help="Of the split and of training.")] = None,
     as_json: AsJson = False,
-):
+) -> None:
     "Train on annotations and print the scores on the part held back. An interrupted training goes on."
     from pydantic import ValidationError
     from r2genkg.entity_model import ExtractConfig
@@ -157,7 +157,7 @@ def extract_run(
     ray: Annotated[int, typer.Option(help="Workers of Ray Data, here or on the cluster of $RAY_ADDRESS; 0: without Ray.")] = 0,
     gpus_per_worker: Annotated[float, typer.Option(help="With --ray.")] = 0,
     as_json: AsJson = False,
-):
+) -> None:
     "Annotate a corpus with trained models; the same command goes on after an interruption."
     from r2genkg.extract import extract_corpus, extract_corpus_ray
     from r2genkg.studies import read_texts

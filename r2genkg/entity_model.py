@@ -8,7 +8,6 @@ __all__ = ['HINTS', 'ExtractConfig', 'lexicon_hints', 'SpanModel', 'SpanEnsemble
            'train_entities']
 
 # %% ../nbs/21_entity_model.ipynb #code-2
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from .config import R2GenKGError, Section, best_device, set_seed
 from .examples import WordPieces, cut_windows, f1
 from .records import ENTITY_TYPES, SentenceAnnotation
 from .rules import find_entities
-from .tensors import last_checkpoint, one_card
+from .tensors import last_checkpoint, one_card, progress_callback
 
 # %% ../nbs/21_entity_model.ipynb #extractconfig
 class ExtractConfig(Section):
@@ -167,7 +166,7 @@ def find_spans(
 ) -> list[list[tuple[int, int, int]]]:
     "Entities of each sentence, as `decode_spans` gives them."
     device = next(model.parameters()).device
-    def run(examples):
+    def run(examples: Sequence[dict]) -> list:
         batch = collate_spans(examples, pieces.pad)
         logits = model.eval()(**{k: v.to(device) for k, v in batch.items()})["logits"].float().cpu().numpy()
         return [decode_spans(x[:len(e["firsts"])], keep) for x, e in zip(logits, examples, strict=True)]
@@ -196,6 +195,7 @@ def fit(
     config: ExtractConfig,
     epochs: int,
     work: Path,                          # checkpoints
+    label: str,                          # of the progress
 ) -> list[dict]:                         # the Trainer's log
     "Train `model` in place and leave it at its best epoch."
     from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -208,10 +208,11 @@ def fit(
         eval_strategy="epoch" if dev else "no", save_strategy="epoch", logging_strategy="epoch", save_total_limit=1, load_best_model_at_end=bool(dev),
         metric_for_best_model="f1" if dev else None, greater_is_better=True if dev else None, label_names=["labels"], remove_unused_columns=False,
         train_sampling_strategy="group_by_length", report_to="none", use_cpu=device == "cpu", bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
-        dataloader_pin_memory=device == "cuda", disable_tqdm=not os.isatty(2), log_level="error")
+        dataloader_pin_memory=device == "cuda", disable_tqdm=True, log_level="error")
     trainer = Trainer(model=model, args=one_card(args), train_dataset=train, eval_dataset=dev or None, data_collator=collate, optimizers=(two_rates(model, config), None),
                       preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1), compute_metrics=lambda p: {"f1": class_f1(p.predictions, p.label_ids)})
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(progress_callback(label))
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     return trainer.state.log_history
 
@@ -226,5 +227,6 @@ def train_entities(
 ) -> list[dict]:
     "Train the span model in place; gives the log. Raises `R2GenKGError` if there is nothing to learn."
     if not any(s.entities for s in train): raise R2GenKGError("no sentence of the training part has an entity: nothing to train on; look at the annotations")
-    def examples(sentences): return [entity_example(w, pieces, config.max_width, config.lexicon) for s in sentences for w in cut_windows(s, pieces)]
-    return fit(model, examples(train), examples(dev), lambda batch: collate_spans(batch, pieces.pad), config, config.epochs, Path(work))
+    def examples(sentences: Sequence[SentenceAnnotation]) -> list[dict]:
+        return [entity_example(w, pieces, config.max_width, config.lexicon) for s in sentences for w in cut_windows(s, pieces)]
+    return fit(model, examples(train), examples(dev), lambda batch: collate_spans(batch, pieces.pad), config, config.epochs, Path(work), "entity model")

@@ -35,14 +35,12 @@ def sentence_influence(
 ) -> tuple[Tensor, Tensor]:                   # (S, V) nats, and (S,) mean log-probability per token
     "First-order change of each sentence's log-probability if an image cell were an average cell of this image."
     visual, target = visual.detach().clone().requires_grad_(), torch.tensor([list(ids)], device=visual.device)
-    model.prefix._cache.clear()          # what is in it may have been made without gradients
     with torch.enable_grad():
         prompt, _ = model.prompt(visual)
         embeds = torch.cat([prompt, model.llm.get_input_embeddings()(target).to(prompt.dtype)], 1)
         logits = model.llm(inputs_embeds=embeds, use_cache=False).logits[0, prompt.shape[1] - 1:-1]
         logp = logits.float().log_softmax(-1).gather(1, target[0, :, None])[:, 0]
         grads = [torch.autograd.grad(logp[a:b].sum(), visual, retain_graph=True)[0][0] for _, a, b in ranges]
-    model.prefix._cache.clear()
     deviation = (visual - visual.mean(1, keepdim=True)).detach()[0]
     return torch.stack([(g * deviation).sum(-1) for g in grads]).float().cpu(), torch.stack([logp[a:b].detach().mean() for _, a, b in ranges]).float().cpu()
 

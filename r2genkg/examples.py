@@ -8,7 +8,7 @@ __all__ = ['PARTS', 'sentence_key', 'distinct_sentences', 'split_reports', 'Word
 
 # %% ../nbs/20_examples.ipynb #code-2
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -173,7 +173,7 @@ def score_annotations(
         mine = _facts(f)
         for kind, facts in _facts(w).items():
             goal.update((kind, x[0]) for x in facts); counts.update((kind, x[0]) for x in mine[kind]); hits.update((kind, x[0]) for x in facts & mine[kind])
-    def total(kind): return (sum(n for (k, _), n in c.items() if k == kind) for c in (hits, counts, goal))
+    def total(kind: str) -> Iterator[int]: return (sum(n for (k, _), n in c.items() if k == kind) for c in (hits, counts, goal))
     scores: dict[str, Any] = {f"{kind} F1": round(f1(*total(kind)), 4) for kind in ("token", "span", "relation")}
     per_type = {kind: {t: round(f1(hits[k, t], counts[k, t], goal[k, t]), 4) for k, t in sorted(goal) if k == kind} for kind in ("token", "span", "relation")}
     return scores | {"sentences": len(wanted), "entities": sum(len(s.entities) for s in wanted), "relations": sum(len(s.relations) for s in wanted), "per type": per_type}

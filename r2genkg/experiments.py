@@ -9,7 +9,7 @@ __all__ = ['ZERO_KG', 'SHARED_SECTIONS', 'PENDING', 'Variant', 'Grid', 'grid_nam
 # %% ../nbs/53_experiments.ipynb #code-2
 import re, shlex, subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -164,13 +164,14 @@ PENDING = "submitted, not finished"
 
 def _run_one(job: Job, roots: Sequence[Path], echo: Callable, submit: str, resubmit: bool) -> Outcome:
     "One run; a fault becomes part of the outcome, except one in the stages of the root."
-    note = echo if job.folder == roots[0] else lambda r: echo(r) if r.name == "run" or r.seconds is not None else None
+    title = " ".join(filter(None, (job.data, job.variant))) or "run"
+    note = echo if job.folder == roots[0] else lambda r: echo(r) if r.seconds is not None else None
     mark, reuse = job.folder / "failed.json", [r for r in roots if r != job.shared]
     if job.shared == roots[0]: run_pipeline(job.config, roots[0], "vision_tokens", echo=note)
     try:
         done = run_pipeline(job.config, job.shared, "vision_tokens", reuse, lambda r: None if job.shared == roots[0] else note(r))
         if submit: _submitted(job, done, submit, resubmit)
-        else: run_pipeline(job.config, job.folder, reuse=[job.shared, *reuse], echo=lambda r: note(r) if r.name == "run" else None)
+        else: run_pipeline(job.config, job.folder, reuse=[job.shared, *reuse], echo=lambda r: echo(replace(r, name=f"run: {title}")) if r.name == "run" else None)
     except Exception as e:              # a card out of memory must not stop the other runs
         why = str(e) if isinstance(e, R2GenKGError) else f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}"
         if not why.startswith(PENDING): write_json(mark, {"error": why, "variant": job.variant, "data": job.data, "seed": job.seed})
@@ -222,16 +223,17 @@ def score_table(
     rows = {}
     for name in dict.fromkeys(o.variant for o in outcomes):
         mine = [o for o in outcomes if o.variant == name]
-        row = {heading: _cell([o.scores[key] for o in mine if o.scores.get(key) is not None]) for key, heading in columns.items()}
+        without = "not run" if all(o.error for o in mine) else "n/a"
+        row = {heading: _cell([o.scores[key] for o in mine if o.scores.get(key) is not None], without) for key, heading in columns.items()}
         row |= {f"{heading} (reported)": f"{reported[name, key]:.3f}" if (name, key) in reported else ""
                 for key, heading in columns.items() if any(k == key for _, k in reported)}
         row["runs"] = f"{sum(not o.error for o in mine)}/{len(mine)}"
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
 
-def _cell(values: Sequence[float]) -> str:
-    "Mean, and standard deviation of several runs; 'not run' without any."
-    if not values: return "not run"
+def _cell(values: Sequence[float], without: str) -> str:
+    "Mean, and standard deviation of several runs; `without` where there is none."
+    if not values: return without
     mean = sum(values) / len(values)
     return f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} ± {pd.Series(values).std():.3f}"
 

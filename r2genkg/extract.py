@@ -119,7 +119,7 @@ def _read_model(folder: Path) -> ExtractModel:
         if (made["entity_types"], made["relation_types"]) != (list(ENTITY_TYPES), list(RELATION_TYPES)):
             raise R2GenKGError(f"{folder}: trained for other entity or relation types; train again")
         config = ExtractConfig.model_validate(made["config"])
-        def encoder(): return AutoModel.from_config(AutoConfig.from_pretrained(folder / "encoder"))
+        def encoder() -> Any: return AutoModel.from_config(AutoConfig.from_pretrained(folder / "encoder"))
         pieces = WordPieces(AutoTokenizer.from_pretrained(folder / "encoder"), config.max_pieces)
         entities, relations = _new_spans(config, encoder), None
         load_model(entities, folder / "entity.safetensors")
@@ -212,7 +212,7 @@ class Progress:
         self.db.execute("BEGIN IMMEDIATE")
         return self.db
 
-    def __exit__(self, kind, *_) -> None: self.db.execute("COMMIT" if kind is None else "ROLLBACK")
+    def __exit__(self, kind: Any, *_: Any) -> None: self.db.execute("COMMIT" if kind is None else "ROLLBACK")
 
 # %% ../nbs/23_extract.ipynb #read_corpus
 def read_corpus(state: Progress, reports: Iterable[tuple[str, str]], chunk: int = 500) -> None:
@@ -260,21 +260,21 @@ def sentence_row(sentence: SentenceAnnotation) -> str:
 
 def run_here(model: ExtractModel) -> Callable[[Iterator[Batch]], Iterator[list[tuple[int, str]]]]:
     "Batches -> (number, row) of each sentence, one batch after the other."
-    def run(batches):
+    def run(batches: Iterator[Batch]) -> Iterator[list[tuple[int, str]]]:
         for batch in batches: yield [(n, sentence_row(s)) for (n, _), s in zip(batch, model.annotate([text for _, text in batch]), strict=True)]
     return run
 
 # %% ../nbs/23_extract.ipynb #_report_lines
 def _report_lines(state: Progress) -> Iterator[str]:
     "Step 3: the lines of the output."
-    def row(n): return state.db.execute("SELECT row FROM answers WHERE sentence=?", (n,)).fetchone()[0]
+    def row(n: int) -> str: return state.db.execute("SELECT row FROM answers WHERE sentence=?", (n,)).fetchone()[0]
     for id, members in state.db.execute("SELECT id, members FROM reports ORDER BY n"):
         yield f'{{"id":{json.dumps(id, ensure_ascii=False)},"sentences":[{",".join(row(n) for n in json.loads(members))}]}}\n'
 
 def _extract(reports: Iterable[tuple[str, str]], key: str, out: Path, batch_size: int, run: Callable) -> dict[str, Any]:
     "The three steps."
     try:
-        with FileLock(f"{out}.lock", timeout=0):
+        with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
             state = Progress(out.with_name(f"{out.name}.progress"), fingerprint(key, batch_size))
             read_corpus(state, reports)
             left = sum(1 for _ in open_batches(state, batch_size))
@@ -315,7 +315,7 @@ def run_on_ray(folder: str, batch_size: int, workers: int, gpus: float, group: i
     except ImportError: raise R2GenKGError("Ray is not installed: pip install 'r2genkg[ray]', or run without --ray") from None
     if not ray.is_initialized(): ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
-    def run(batches):
+    def run(batches: Iterator[Batch]) -> Iterator[list[tuple[int, str]]]:
         while chosen := [{"batch": json.dumps(b)} for b in islice(batches, group)]:
             found = ray.data.from_items(chosen).map_batches(RayWorker, fn_constructor_args=(folder, batch_size), batch_size=1, num_gpus=gpus or None,
                                                             compute=ray.data.ActorPoolStrategy(size=workers))

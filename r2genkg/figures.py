@@ -16,7 +16,7 @@ import torch
 from .attribution import sentence_attribution
 from .batches import study_labels, views_to_pixels
 from .classifier import SwinClassifier, label_matrix
-from .config import LABELS, R2GenKGError, TokensConfig, atomic_path, load_config, read_json
+from .config import LABELS, Config, R2GenKGError, TokensConfig, atomic_path, load_config, read_json
 from .graph import M3KG
 from .images import load_image, to_pixels
 from .model import R2GenKG
@@ -67,11 +67,13 @@ def retrieved_rows(
     bank: VisionTokens,
     names: Sequence[str],                # of the queries
     size: int,                           # pixels of the resized films
+    first: Sequence[str] = (),           # queries to show before others
     queries: int = 4, top: int = 5,
 ) -> dict[str, list]:
-    "Rows for `plot_sources`: the most selective queries with their heaviest tokens."
-    chosen, rows = np.argsort(-weights.max(1))[:queries], {}
-    for q in sorted(chosen):
+    "Rows for `plot_sources`: the queries of `first`, then the most selective ones, with their heaviest tokens."
+    ranked = sorted(range(len(names)), key=lambda q: (names[q] not in first, -weights[q].max()))
+    rows = {}
+    for q in sorted(ranked[:queries]):
         best = np.argsort(-weights[q])[:top]
         rows[names[q]] = [(load_image(t.image, size), (int(t.x0), int(t.y0), int(t.x1), int(t.y1)), f"{t.label}, {weights[q, i]:.3f}")
                           for i, t in zip(best, bank.table.iloc[best].itertuples())]
@@ -104,23 +106,25 @@ def _attention(study: Study, image: np.ndarray, maps: Mapping[str, np.ndarray], 
                f"Their distance from it (0: alike, 1: apart): {told}; median of all {len(names)} nodes {np.median(gap):.3f}.")
     return save_figure(plot_attention(image, maps["v2kg"], kg2v, names), "fig5_attention", folder, caption)
 
-def _subgraph(study: Study, kg2v: np.ndarray, model, paths: Mapping[str, Path], folder: str | Path) -> Path:
+def _subgraph(study: Study, kg2v: np.ndarray, model: R2GenKG, paths: Mapping[str, Path], folder: str | Path) -> Path:
     graph, scale = M3KG.load(paths["m3kg"]), model.prefix.scales[model.cfg.model.feed_scale - 1]
     best = pick_nodes(kg2v, 5)
     caption = (f"Test study {study.id}: the five nodes with the most selective attention (ringed), of {len(scale.names)}, with their three strongest edges each. "
                f"Selective does not mean relevant: {', '.join(scale.names[n] for n in best)}.")
     return save_figure(plot_subgraph(graph.nodes, graph.triples, [scale.keys[n] for n in best]), "fig5_subgraph", folder, caption)
 
-def _retrieved(study: Study, weights: np.ndarray, model, bank: VisionTokens, folder: str | Path) -> Path:
+def _retrieved(study: Study, weights: np.ndarray, model: R2GenKG, bank: VisionTokens, folder: str | Path) -> Path:
     positive = [k for k in LABELS if (study.labels or {}).get(k) == 1]
     right = bank.table.label.isin(positive).to_numpy()
-    caption = (f"Test study {study.id} ({', '.join(positive) or 'no positive label'}): vision tokens that four disease queries retrieved, with label and weight (an even spread "
-               f"gives {1 / len(bank):.4f}). Tokens of the study's own labels get {weights[:, right].sum(1).mean():.3f} of the weight and are {right.mean():.3f} of the bank.")
-    return save_figure(plot_sources(retrieved_rows(weights, bank, model.prefix.query_names, model.cfg.studies.image_size)), "fig6_retrieved", folder, caption)
+    apart = np.abs(weights - weights.mean(0)).sum(1).mean() / 2
+    caption = (f"Test study {study.id} ({', '.join(positive) or 'no positive label'}): vision tokens that four disease queries retrieved, its own labels first, with label and "
+               f"weight (an even spread gives {1 / len(bank):.4f}). Tokens of the study's own labels get {weights[:, right].sum(1).mean():.3f} of the weight of all queries and "
+               f"are {right.mean():.3f} of the bank. Distance of a query's weights from the mean of the queries (0: all retrieve alike, 1: apart): {apart:.3f}.")
+    return save_figure(plot_sources(retrieved_rows(weights, bank, model.prefix.query_names, model.cfg.studies.image_size, positive)), "fig6_retrieved", folder, caption)
 
 # %% ../nbs/62_figures.ipynb #_attribution
 @torch.inference_mode()
-def _attribution(study: Study, views: np.ndarray, text: str, model, folder: str | Path) -> Path:
+def _attribution(study: Study, views: np.ndarray, text: str, model: R2GenKG, folder: str | Path) -> Path:
     visual = model.encode(**{k: v.to(model.device) for k, v in views_to_pixels([views]).items()})
     share, even = sentence_attribution(model, visual, text or ".")
     mean = share.mean()
@@ -128,7 +132,7 @@ def _attribution(study: Study, views: np.ndarray, text: str, model, folder: str 
     caption = f"Test study {study.id}: attention of the language model per generated sentence and group of the prefix, divided by an even spread. Mean shares: {told}."
     return save_figure(plot_attribution(share, even), "fig8_attribution", folder, caption)
 
-def _cams(study: Study, image: np.ndarray, paths: Mapping[str, Path], config, folder: str | Path) -> Path:
+def _cams(study: Study, image: np.ndarray, paths: Mapping[str, Path], config: Config, folder: str | Path) -> Path:
     shown = [k for k in LABELS if (study.labels or {}).get(k) == 1][:4]
     cams, boxes = study_cams(SwinClassifier.load(paths["classifier"]).eval(), image, shown, config.tokens)
     masks = load_masks(paths["studies"], study.id) if (paths["studies"] / "masks").is_dir() else {}

@@ -9,6 +9,7 @@ __all__ = ['RIB', 'Shape', 'sample_shape', 'soft', 'clouds', 'Film', 'ellipse', 
 # %% ../nbs/09_film.ipynb #code-2
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -161,7 +162,7 @@ class Film:
         trees = _vessel_trees()
         return np.where(self.u > 0, trees[l][rows, columns], trees[r][rows, columns])
 
-    def pixels(self, points) -> list[tuple[float, float]]:
+    def pixels(self, points: Any) -> list[tuple[float, float]]:
         "Body coordinates (u, v) -> pixel coordinates (x, y)."
         c, s = np.cos(self.shape.angle) * self.shape.zoom, np.sin(self.shape.angle) * self.shape.zoom
         p = np.asarray(points, dtype=float) * (self.shape.width, 1)

@@ -111,7 +111,7 @@ class KnowledgePrefix(nn.Module):
         if c.use_retrieval and (bank is None or bank.ndim != 2 or len(bank) == 0):
             raise R2GenKGError("model.use_retrieval needs a bank of vision tokens (M, D): make one (room vision_tokens) or set model.use_retrieval=false")
 
-    def _apply(self, *args, **kwargs):
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._cache.clear()
         return super()._apply(*args, **kwargs)
 

@@ -14,6 +14,7 @@ from importlib.resources import files
 
 import numpy as np
 import yaml
+from typing import Any
 
 from .config import LABELS, R2GenKGError
 from .records import Entity, Relation, SentenceAnnotation
@@ -30,7 +31,7 @@ class Finding:
     kind: str = ""              # Support Devices: see `DEVICE_KINDS`; Lung Lesion: nodule | mass
     shown_by: str = ""          # sign that suggests it: a label, or "blunting" for Pleural Effusion
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for value, allowed in ((self.label, LABELS[:13]), (self.side, ("left", "right", "bilateral", "")),
                                (self.severity, ("small", "moderate", "large", "")), (self.zone, ("upper", "mid", "lower", "")),
                                (self.certainty, ("present", "uncertain"))):
@@ -48,7 +49,7 @@ _TYPES = {"a": "anatomy", "d": "disorder_present", "u": "disorder_present", "n":
 _LINKS = {">": "modify", "@": "located_at", "~": "suggestive_of"}
 
 @lru_cache(maxsize=1)
-def _tokenizer():
+def _tokenizer() -> Any:
     "spaCy's English tokenizer, without any model."
     import spacy
     return spacy.blank("en").tokenizer
@@ -94,7 +95,7 @@ TOPICS = {"devices": LABELS[12:13], "heart": LABELS[:2], "lungs": ("Edema", "Con
           "pleura": ("Pleural Effusion", "Pneumothorax", "Pleural Other"), "bones": ("Fracture",), "closing": ()}
 
 # %% ../nbs/08_grammar.ipynb #_pick
-def _pick(items: Sequence, rng: np.random.Generator):
+def _pick(items: Sequence, rng: np.random.Generator) -> Any:
     return items[int(rng.integers(len(items)))]
 
 def _fill(template: str, slots: Mapping[str, str]) -> str:

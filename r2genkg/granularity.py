@@ -36,7 +36,7 @@ class ScaleGraph:
     names: tuple[str, ...] = ()          # N node names
     keys: tuple[str, ...] = ()           # N node keys in M3KG
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         n = len(self.x)
         if self.x.ndim != 2: raise R2GenKGError(f"scale: x must be (N, D), got {tuple(self.x.shape)}")
         if self.edge_index.ndim != 2 or len(self.edge_index) != 2 or self.edge_index.shape[1] != len(self.edge_type):
@@ -130,7 +130,7 @@ def prefix_edges(graph: M3KG, keys: Sequence[str]) -> pd.DataFrame:
 
 # %% ../nbs/34_granularity.ipynb #encoder_source
 @lru_cache(maxsize=2)
-def load_encoder(embedder: str):
+def load_encoder(embedder: str) -> tuple[Any, Any]:
     "(model, tokenizer) of an encoder; raises `R2GenKGError` where it cannot be reached."
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -104,7 +105,7 @@ _TABLES = {"nodes": NODE_COLUMNS, "triples": TRIPLE_COLUMNS, "subgraphs": ("key"
            "merges": ("surface", "into", "stage"), "drops": ("what", "reason", "item", "n"),
            "stages": ("stage", "before", "after", "pairs"), "shared": SHARED_COLUMNS}
 
-def _empty(name: str): return field(default_factory=lambda: pd.DataFrame(columns=list(_TABLES[name])))
+def _empty(name: str) -> Any: return field(default_factory=lambda: pd.DataFrame(columns=list(_TABLES[name])))
 
 @dataclass(frozen=True)
 class M3KG:

@@ -40,9 +40,20 @@ def build_from_file(
     if not texts: raise R2GenKGError(f"{studies}: no report with {section} in split {split!r}; nothing to build a graph from")
     graph = build_graph(progress(iter_annotations(texts, annotator), "annotating", len(texts)), options)
     graph.meta["held-out reports"] = held = sum(s.split != "train" for s in chosen)   # on record: training refuses such a graph
-    if held: logging.getLogger("r2genkg").warning("%d of %d reports are of validation or test studies: not for a model that is tested on them (--split train)", held, len(chosen))
+    if held:
+        logging.getLogger("r2genkg").warning("%d of %d reports are of validation or test studies: not for a model that is tested on them (--split train); "
+                                             "where a file names no splits, a hash of patient or study gives 70:10:20", held, len(chosen))
+    _tell_losses(graph)
     graph.save(out)
     return graph.stats()
+
+def _tell_losses(graph: M3KG) -> None:
+    "Warn of what a user of a small corpus would not expect."
+    lost, told = int(graph.drops.n[graph.drops.what == "node"].sum()), logging.getLogger("r2genkg")
+    if lost > 0.1 * graph.meta["mentions"]:
+        told.warning("%d of %d mentions are of terms seen fewer than %d times, which are no nodes (drops.parquet lists them; --min-count 1 keeps them)",
+                     lost, graph.meta["mentions"], graph.meta["min_count"])
+    if not len(graph.triples): told.warning("no relation was found: the graph has %d nodes and no triple", len(graph.nodes))
 
 def build_from_annotations(
     annotations: str | Path,             # JSON Lines of `save_annotations`, of any size
@@ -51,6 +62,7 @@ def build_from_annotations(
 ) -> dict:
     "Build a graph from annotated reports in bounded memory; gives its statistics. Raises `R2GenKGError` naming a faulty line."
     graph = build_graph(load_annotations(annotations), options)
+    _tell_losses(graph)
     graph.save(out)
     return graph.stats()
 
@@ -107,7 +119,7 @@ def write_rexkg(graph: M3KG, out: Path) -> None:
     table.to_csv(out / "kg_relations.csv", index=False)
 
 # %% ../nbs/28_graph_io.ipynb #to_networkx
-def to_networkx(graph: M3KG):
+def to_networkx(graph: M3KG) -> Any:  # networkx.MultiDiGraph
     "A networkx MultiDiGraph; node and edge attributes are plain values."
     import networkx as nx
     g: Any = nx.MultiDiGraph()
@@ -144,7 +156,7 @@ def write_neo4j(graph: M3KG, out: Path) -> None:
                  ).to_csv(out / "relationships.csv", index=False, quoting=csv.QUOTE_ALL)
 
 # %% ../nbs/28_graph_io.ipynb #to_hetero
-def to_hetero(graph: M3KG):
+def to_hetero(graph: M3KG) -> Any:  # torch_geometric.data.HeteroData
     "PyG `HeteroData`: a node store per entity type (`count` (N, 1)), an edge store per (type, relation, type) with `edge_weight`."
     import torch
     from torch_geometric.data import HeteroData

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -53,7 +54,7 @@ def _read_pillow(path: Path) -> np.ndarray:
         return np.asarray(turned.convert("L"))
 
 # %% ../nbs/01_images.ipynb #_voi_limits
-def _voi_limits(ds, values: np.ndarray) -> tuple[np.ndarray, tuple[float, float] | None]:
+def _voi_limits(ds: Any, values: np.ndarray) -> tuple[np.ndarray, tuple[float, float] | None]:
     "Apply the VOI LUT or window of a dataset; give the values and their full output range (None: no usable VOI)."
     from pydicom.pixels import apply_voi_lut, apply_windowing
     if ds.get("VOILUTSequence"):
@@ -66,7 +67,7 @@ def _voi_limits(ds, values: np.ndarray) -> tuple[np.ndarray, tuple[float, float]
     return apply_windowing(values.astype(np.float64), ds), (float(low), float(high))
 
 # %% ../nbs/01_images.ipynb #_read_dicom
-def _inside(ds, stored: np.ndarray, values: np.ndarray) -> np.ndarray | None:
+def _inside(ds: Any, stored: np.ndarray, values: np.ndarray) -> np.ndarray | None:
     "The values without those that only fill the frame around the picture; None: no such frame."
     value = ds.get("PixelPaddingValue")
     if not isinstance(value, int): return None

@@ -8,7 +8,7 @@ __all__ = ['kg', 'kg_build', 'kg_stats', 'kg_import', 'kg_import_m3kg', 'kg_expo
 
 # %% ../nbs/66_kg_commands.ipynb #code-2
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -32,7 +32,7 @@ def kg_build(
     merge_threshold: Annotated[float, typer.Option(help="Cosine from which near-identical names are joined (ReXKG: 0.95); 0: never.")] = 0.0,
     embedder: Annotated[str, typer.Option(help="Sentence encoder for --merge-threshold: minilm, or a hub name or folder.")] = "minilm",
     as_json: AsJson = False,
-):
+) -> None:
     "Reports -> annotations -> merged nodes and counted triples."
     from functools import partial
     from r2genkg.granularity import embed_texts
@@ -48,7 +48,7 @@ def kg_build(
 
 # %% ../nbs/66_kg_commands.ipynb #kg_stats
 @kg.command("stats")
-def kg_stats(folder: Annotated[Path, typer.Argument(help="Folder of a graph.")], as_json: AsJson = False):
+def kg_stats(folder: Annotated[Path, typer.Argument(help="Folder of a graph.")], as_json: AsJson = False) -> None:
     "Counts of nodes, triples, components and degrees."
     from r2genkg.graph import M3KG
     show(M3KG.load(folder).stats(), as_json)
@@ -60,7 +60,7 @@ def kg_import(
     relations: Annotated[Path, typer.Argument(help="kg_relations.csv")],
     out: Annotated[Path, typer.Option(help="Folder of the graph.")],
     as_json: AsJson = False,
-):
+) -> None:
     "Import a graph that ReXKG published."
     from r2genkg.graph import M3KG
     graph = M3KG.from_rexkg(nodes, relations)
@@ -74,7 +74,7 @@ def kg_import_m3kg(
     out: Annotated[Path, typer.Option(help="Folder of the graph.")],
     aliases: Annotated[Optional[Path], typer.Option(help="JSON of alias -> type.")] = None,
     as_json: AsJson = False,
-):
+) -> None:
     "Import the triples file of the paper's laboratory."
     from r2genkg.graph_io import import_m3kg
     graph = import_m3kg(relations, aliases)
@@ -87,7 +87,7 @@ def kg_export(
     folder: Annotated[Path, typer.Argument(help="Folder of a graph.")],
     out: Annotated[Path, typer.Option(help="File or folder to write.")],
     format: Annotated[str, typer.Option(help="graphml | neo4j | pyg | ttl | rexkg")] = "graphml",
-):
+) -> None:
     "Write a graph in another program's format."
     from r2genkg.graph import M3KG
     from r2genkg.graph_io import export_graph
@@ -99,7 +99,7 @@ def kg_compare(
     a: Annotated[Path, typer.Argument(help="Folder of a graph.")],
     b: Annotated[Path, typer.Argument(help="Folder of another graph; of each the coverage by the other is given, too.")],
     as_json: AsJson = False,
-):
+) -> None:
     "Similarity of nodes, edges and sub-graphs of two graphs."
     from r2genkg.graph import M3KG
     from r2genkg.graph_io import compare_graphs
@@ -115,7 +115,7 @@ def kg_view(
     out: Annotated[Path, typer.Option(help=".html to write; it stands alone.")],
     size: Annotated[int, typer.Option(min=1, max=200, help="Neighbours, the most frequent ones.")] = 24,
     annotations: Annotated[Optional[Path], typer.Option(help="annotations.jsonl of the graph's reports: edges show their sentences.")] = None,
-):
+) -> None:
     "A page of a node's neighbourhood to look at in a browser."
     from r2genkg.annotate import load_annotations
     from r2genkg.graph import M3KG
@@ -135,7 +135,7 @@ def kg_trace(
     section: Annotated[str, typer.Option(help="For --studies: findings | findings+impression")] = "findings",
     every: Annotated[bool, typer.Option("--every", help="Search all reports, not only the first ones that the graph names.")] = False,
     as_json: AsJson = False,
-):
+) -> None:
     "The sentences that state an edge, with the reports that they stand in."
     from r2genkg.annotate import iter_annotations, load_annotations
     from r2genkg.graph import M3KG, edge_sentences, edges_of
@@ -147,7 +147,7 @@ def kg_trace(
     annotated = load_annotations(annotations) if annotations else iter_annotations([t for t in reports if every or str(t[0]) in ids], annotator)
     show_rows(edge_sentences(graph, annotated, source, target, relation, every), as_json)
 
-def show_rows(table, as_json: bool) -> None:
+def show_rows(table: Any, as_json: bool) -> None:
     "Print a table: one line per row, or a JSON list."
     if as_json: return typer.echo(table.to_json(orient="records", force_ascii=False, indent=2))
     for row in table.itertuples(index=False): typer.echo("\t".join(map(str, row)))

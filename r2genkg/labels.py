@@ -238,11 +238,12 @@ def join_labels(
     "Studies with `labels` from the table; those it does not name keep theirs and are counted in the log."
     rows = {str(key): {c: float(v) for c, v in zip(LABELS, row, strict=True) if not math.isnan(v)}
             for key, row in zip(table.index, table[list(LABELS)].itertuples(index=False), strict=True)}
-    def look_up(study):
+    def look_up(study: Study) -> dict[str, float] | None:
         if study.id in rows: return rows[study.id]
         for image in study.images:
             parts = image.replace("\\", "/").split("/")
             if key := next((k for i in range(len(parts)) if (k := "/".join(parts[i:])) in rows), None): return rows[key]
+        return None
     found = [(study, look_up(study)) for study in studies]
     if missing := sum(labels is None for _, labels in found):
         logging.getLogger("r2genkg").warning("%d of %d studies are not in the label table", missing, len(found))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .config import R2GenKGError, read_yaml
 
@@ -21,7 +21,7 @@ from .config import R2GenKGError, read_yaml
 MAX_STRINGS = 50_000
 
 @lru_cache(maxsize=1)
-def _tokenizer():
+def _tokenizer() -> Any:
     "spaCy's English tokenizer."
     import spacy
     return spacy.blank("en").tokenizer

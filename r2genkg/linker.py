@@ -8,7 +8,7 @@ __all__ = ['FITTING_TYPES', 'LINKER_COLUMNS', 'Concept', 'Linker', 'type_fits', 
 
 # %% ../nbs/25_linker.ipynb #code-2
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,7 +74,7 @@ def _names(mrconso: str | Path, types: Mapping[str, str]) -> Iterator[tuple[str,
     "(alias, cui, name, tui) of English names; a concept's preferred name is its first one in preferred form, or its first."
     cui = ""
     names: dict[str, bool] = {}
-    def rows():
+    def rows() -> Iterable[tuple[str, str, str, str]]:
         preferred = next((text for text, best in names.items() if best), next(iter(names), ""))
         return dict.fromkeys((normalise(text), cui, preferred, types.get(cui, "")) for text in names if normalise(text))
     for row in _fields(mrconso, 17):      # a concept's names stand together
@@ -93,7 +93,7 @@ def derive_table(
     schema, total = pa.schema([(c, pa.string()) for c in LINKER_COLUMNS]), 0
     rows: list[tuple[str, str, str, str]] = []
     with atomic_path(out) as tmp, pq.ParquetWriter(tmp, schema) as writer:
-        def flush():
+        def flush() -> None:
             writer.write_table(pa.table({c: [r[i] for r in rows] for i, c in enumerate(LINKER_COLUMNS)}, schema=schema))
             rows.clear()
         for row in _names(mrconso, _semantic_types(mrsty)):

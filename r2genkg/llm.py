@@ -11,7 +11,7 @@ __all__ = ['PROMPTS', 'prompt_sides', 'train_tokenizer', 'scratch_llm', 'collate
 import io
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ from torch import nn
 
 from . import __version__
 from .config import LLMConfig, R2GenKGError, atomic_path, best_device, fingerprint
-from .tensors import load_tensors, one_card, weights_key
+from .tensors import load_tensors, one_card, progress_callback, weights_key
 
 # %% ../nbs/40_llm.ipynb #prompt_sides
 _ASK = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
@@ -102,6 +102,7 @@ def pretrain_lm(
             seed=seed, use_cpu=best_device() == "cpu", dataloader_pin_memory=False, train_sampling_strategy="group_by_length")
         trainer = Trainer(llm, one_card(args), train_dataset=rows, data_collator=partial(collate_texts, pad=tokenizer.pad_token_id or 0))
         trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(progress_callback("language model on texts"))
         with quiet(): trainer.train()
     llm.config.use_cache = True     # the Trainer turns it off and leaves it so; the saved config must not tell whether this ran
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -120,7 +121,7 @@ def pretrain_once(llm: Any, tokenizer: Any, texts: Sequence[str], epochs: float,
 
 # %% ../nbs/40_llm.ipynb #quiet
 @contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     "No progress bars and no routine log lines of transformers inside the block."
     from transformers.utils import logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

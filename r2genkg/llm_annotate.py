@@ -77,7 +77,7 @@ def run_async(coroutine: Coroutine) -> Any:
     try: asyncio.get_running_loop()
     except RuntimeError: return asyncio.run(coroutine)
     box: dict[str, Any] = {}
-    def target():
+    def target() -> None:
         try: box["value"] = asyncio.run(coroutine)
         except BaseException as e: box["error"] = e
     thread = threading.Thread(target=target)
@@ -253,7 +253,7 @@ def annotate_with_llm(
     check_endpoint(settings, [*sources, *found])
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(f"{out}.lock", timeout=0):
+        with FileLock(Path(out).with_name(f".{Path(out).name}.lock"), timeout=0):
             asker = Asker(settings, Journal(answers), Journal(rejects))
             wanted = list(dict.fromkeys(p for parts in found.values() for p in parts))
             outcome = run_async(ask_all(asker, progress(wanted, "asking", len(wanted))))

@@ -230,11 +230,11 @@ class LLMClient:
         self.complaints: list[str] = []  # about parameters, in order
         self.retries, self._open_at = 0, 0.0
 
-    async def __aenter__(self):
+    async def __aenter__(self) -> "LLMClient":
         self._client, self._key = open_client(self.settings)
         return self
 
-    async def __aexit__(self, *exc): await self._client.close()
+    async def __aexit__(self, *exc: Any) -> None: await self._client.close()
 
     async def ask(self, system: str, user: str, response_format: dict | None = None) -> Reply:
         "One answer. Raises `CallFailed` for this question only, `R2GenKGError` and `BudgetSpent` for the whole run."

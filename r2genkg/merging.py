@@ -36,7 +36,7 @@ class GraphOptions:
     merge_threshold: float = 0.0         # cosine from which near-identical names are joined; 0: never (ReXKG: 0.95)
     embed: Callable[[Sequence[str]], Any] | None = None  # names -> (n, D) vectors, e.g. `granularity.embed_texts`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.merge_threshold <= 1: raise R2GenKGError(f"merge_threshold {self.merge_threshold}: a cosine between 0 (off) and 1")
         if self.merge_threshold and self.embed is None: raise R2GenKGError("merge_threshold needs an embedder: GraphOptions(embed=...)")
 
@@ -121,7 +121,7 @@ def keep_apart(a: str, b: str) -> bool:
     "Whether two names differ in words that are told apart, or in a prefix."
     mine, theirs = set(_WORDS.split(a)) - set(_WORDS.split(b)), set(_WORDS.split(b)) - set(_WORDS.split(a))
     groups = _apart_groups()
-    def lists(word): return frozenset().union(*(groups.get(w, frozenset()) for w in _bases(word)))
+    def lists(word: str) -> frozenset: return frozenset().union(*(groups.get(w, frozenset()) for w in _bases(word)))
     return any(lists(x) & lists(y) or _by_prefix(x, y) for x in mine for y in theirs)
 
 def _bases(word: str) -> set[str]:

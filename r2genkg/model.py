@@ -292,7 +292,7 @@ def load_model(
 ) -> R2GenKG:
     "Read a model that `save_model` wrote, in evaluation mode. Raises `R2GenKGError`."
     folder = Path(folder)
-    if not (folder / "config.yaml").is_file(): raise R2GenKGError(f"{folder}: no saved model here (config.yaml is missing)")
+    if not (folder / "config.yaml").is_file(): raise R2GenKGError(f"{folder}: no saved model here (config.yaml is missing); `r2genkg train` makes one")
     config, knowledge = load_config(str(folder / "config.yaml")), folder / "knowledge.safetensors"
     tensors, meta = load_tensors(knowledge)
     with one_line(folder):
@@ -320,6 +320,7 @@ def load_llm(folder: Path, config: Config, device: str) -> tuple[nn.Module, Any]
         if (folder / "llm").is_dir():
             llm = AutoModelForCausalLM.from_pretrained(folder / "llm")
             return (llm if config.llm.adapter == "full" else llm.requires_grad_(False)), tokenizer
+        if config.llm.name == "scratch": raise R2GenKGError(f"{folder}: the folder llm with its language model is missing; copy the folder of the run whole")
         base, _ = load_pretrained(config.llm, device)
         if not (folder / "adapter").is_dir(): return base.requires_grad_(False), tokenizer
         from peft import PeftModel

@@ -10,6 +10,7 @@ __all__ = ['MAX_REPORT', 'MAX_ARCHIVE', 'parse_xml', 'report_record', 'archive_m
 import gzip, importlib.util, re, tarfile, zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 from xml.parsers import expat
 
@@ -19,7 +20,7 @@ from .records import ReadReport, Studies, clean_value, collect, csv_rows, join_i
 # %% ../nbs/04_openi.ipynb #parse_xml
 def parse_xml(data: bytes, where: str) -> ElementTree.Element:
     "Parse a small XML document without a document type; faults name `where`."
-    def refuse(*_): raise R2GenKGError(f"{where}: has a document type (DOCTYPE), which Open-i reports never have; refused")
+    def refuse(*_: Any) -> None: raise R2GenKGError(f"{where}: has a document type (DOCTYPE), which Open-i reports never have; refused")
     guard = expat.ParserCreate()
     guard.StartDoctypeDeclHandler = refuse
     try:
@@ -39,7 +40,7 @@ def report_record(
     uid = tree.find("uId")
     id = clean_value(uid.get("id") if uid is not None else None, f"{where}: uId")
     if not re.fullmatch(r"CXR\d+", id): raise R2GenKGError(f"{where}: no uId like CXR1 (found {id!r}); is this an Open-i report?")
-    def section(label):
+    def section(label: str) -> str:
         parts = ("".join(a.itertext()) for a in tree.iter("AbstractText") if (a.get("Label") or "").strip().upper() == label)
         return clean_value(" ".join(parts), where)
     images = tuple(join_image(root, f"{i.get('id', '')}.png", where) for i in tree.iter("parentImage"))
@@ -51,7 +52,7 @@ MAX_REPORT, MAX_ARCHIVE = 1_000_000, 100_000_000
 
 class _Bounded:
     "A stream that refuses to give more than `MAX_ARCHIVE` bytes."
-    def __init__(self, stream, where: str): self.stream, self.where, self.left = stream, where, MAX_ARCHIVE
+    def __init__(self, stream: Any, where: str): self.stream, self.where, self.left = stream, where, MAX_ARCHIVE
 
     def read(self, n: int) -> bytes:
         data = self.stream.read(n)

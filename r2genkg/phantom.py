@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -143,7 +144,7 @@ def make_phantom(
 def show_phantoms(
     phantoms: Sequence[Phantom],
     columns: int = 4,
-):
+) -> Any:  # Figure
     "Figure of films with the outlines of their masks."
     import matplotlib.pyplot as plt
     rows = -(-len(phantoms) // columns)

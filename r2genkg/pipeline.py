@@ -21,7 +21,7 @@ from . import __version__
 from .annotate import iter_annotations, load_annotations, save_annotations
 from .batches import TrainingData, study_labels
 from .classifier import SwinClassifier, train_classifier
-from .config import Config, R2GenKGError, atomic_path, file_marks, fingerprint, is_current, load_config, progress, read_json, stamp, stamp_of, write_json
+from .config import Config, R2GenKGError, StudiesConfig, atomic_path, file_marks, fingerprint, is_current, load_config, progress, read_json, stamp, stamp_of, write_json
 from .evaluation import MAIN_SCORE, evaluate
 from .granularity import load_scales, make_scales, save_scales
 from .graph import M3KG, GraphOptions, build_graph
@@ -84,7 +84,7 @@ def draw_openi(
     with ProcessPoolExecutor() as pool: return list(progress(pool.map(_drawn_study, jobs, chunksize=16), "drawing", len(jobs)))
 
 # %% ../nbs/52_pipeline.ipynb #_keep_first
-def _keep_first(studies: Sequence[Study], config) -> list[Study]:
+def _keep_first(studies: Sequence[Study], config: StudiesConfig) -> list[Study]:
     "The first `n_train`, `n_val`, `n_test` studies of their splits; 0 keeps all."
     limits = {"train": config.n_train, "val": config.n_val, "test": config.n_test}
     kept = []

@@ -127,10 +127,10 @@ def layer_bytes(config: LLMConfig, s: LLMShape) -> tuple[int, int]:
     return times_h * s.hidden + times_f * s.ff + 4 * s.kv + masks, (4 if wide else 2) * s.hidden
 
 def cache_bytes(config: Config, s: LLMShape) -> int:
-    "Bytes of keys and values while a batch of reports is written."
+    "Bytes of keys and values while a batch of reports is written: of the input once per study, of new tokens per beam."
     d, read = config.decode, study_tokens(config) - config.train.target_length
     width = 4 if config.llm.adapter in ("qlora", "full") or config.llm.dtype == "float32" else 2
-    return 2 * s.layers * s.kv * width * d.batch_size * (d.beams * (read + d.max_new_tokens + 1) + read)
+    return 2 * s.layers * s.kv * width * d.batch_size * (read + d.beams * d.max_new_tokens)
 
 def memory_plan(
     config: Config,       # sections llm, model, train, scales, studies and decode are read
@@ -269,5 +269,5 @@ def plan_rows(
     fitting = fitting_configs(config, CARDS[card].memory)
     chosen = config if memory_plan(config, CARDS[card].memory).fits or not fitting else fitting[0]
     plan = training_plan(chosen, studies or training_studies(config), CARDS[card], utilisation)
-    asked = {} if chosen is config else {"asked for": str(memory_plan(config, CARDS[card].memory))}
+    asked = {} if chosen is config else {"asked for": str(memory_plan(config, CARDS[card].memory)), "the plan below": "is for the nearest settings that fit"}
     return asked | plan.rows()

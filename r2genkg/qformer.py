@@ -8,7 +8,7 @@ __all__ = ['build_qformer', 'qformer_key', 'load_qformer', 'read_tensors', 'Dise
 # %% ../nbs/36_qformer.ipynb #code-2
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ class DiseaseQueries(nn.Module):
 def weights_visible(
     model: Any,        # a transformers model
     wanted: bool,      # False: change nothing
-):
+) -> Iterator[None]:
     "Let a transformers model return attention weights inside the block."
     before = model.config._attn_implementation
     if wanted: model.set_attn_implementation("eager")

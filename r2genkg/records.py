@@ -34,7 +34,7 @@ class Study:
     patient: str = ""                    # studies of one patient share a split
     labels: dict[str, float] | None = field(default=None, hash=False)  # 1 present, 0 absent, -1 uncertain, key missing: not mentioned
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise R2GenKGError(f"study {self.id!r}: split {self.split!r} is none of {', '.join(SPLITS)}")
 
@@ -59,7 +59,7 @@ class Entity:
     type: str                            # one of `ENTITY_TYPES`
     uncertain: bool = False              # hedged in the text ("may represent")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.type not in ENTITY_TYPES: raise R2GenKGError(f"entity type {self.type!r} is none of {', '.join(ENTITY_TYPES)}")
         if not 0 <= self.start <= self.end: raise R2GenKGError(f"entity span {self.start}..{self.end}: start must not be after end")
 
@@ -71,7 +71,7 @@ class Relation:
     tail: int
     type: str                            # one of `RELATION_TYPES`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.type not in RELATION_TYPES:
             raise R2GenKGError(f"relation type {self.type!r} is none of {', '.join(RELATION_TYPES)}")
 
@@ -84,7 +84,7 @@ class SentenceAnnotation:
     entities: tuple[Entity, ...] = ()
     relations: tuple[Relation, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         n, m = len(self.tokens), len(self.entities)
         for e in self.entities:
             if e.end >= n: raise R2GenKGError(f"entity span {e.start}..{e.end} leaves the {n} tokens of {self.text[:60]!r}")
@@ -185,7 +185,7 @@ def csv_rows(
     except csv.Error as e: raise R2GenKGError(f"{path}: line {reader.line_num}: not a well-formed csv table: {e}") from None
     except OSError as e: raise R2GenKGError(f"{path}: cannot be read: {e.strerror}") from None
 
-def csv_table(path: str | Path, *needed: str):
+def csv_table(path: str | Path, *needed: str) -> Any:
     "A csv file as a `pandas.DataFrame` of text cells, empty ones \"\"; raises as `csv_rows` does."
     import pandas as pd
     rows = [row for _, row in csv_rows(path, needed)]
@@ -224,7 +224,7 @@ class ReadReport:
     noted: Counter = field(default_factory=Counter)
 
     def __str__(self) -> str:
-        def tell(counts): return ", ".join(f"{n:,} {reason}" for reason, n in counts.most_common())
+        def tell(counts: Counter) -> str: return ", ".join(f"{n:,} {reason}" for reason, n in counts.most_common())
         text = f"{self.source}: {self.read:,} studies read, {self.read - self.dropped.total():,} kept"
         if self.dropped: text += f"; dropped: {tell(self.dropped)}"
         return text + (f"; noted: {tell(self.noted)}" if self.noted else "")
@@ -281,7 +281,7 @@ def collect(
     return Studies(kept, report)
 
 # %% ../nbs/02_records.ipynb #_schema
-def _schema():
+def _schema() -> Any:
     "Columns of studies.parquet."
     import pyarrow as pa
     text, labels = pa.string(), pa.map_(pa.string(), pa.float64())
@@ -292,7 +292,7 @@ def save_studies(studies: Sequence[Study], path: str | Path) -> None:
     "Write studies, and `.meta` if they have it, to a parquet file, atomically; images below its folder become relative paths."
     import pyarrow as pa, pyarrow.parquet as pq
     home = os.path.abspath(Path(path).parent)
-    def stored(image):
+    def stored(image: str) -> str:
         full = os.path.abspath(image)
         return os.path.relpath(full, home) if full.startswith(home + os.sep) else full
     rows = [{name: getattr(s, name) for name in Study.__slots__}

@@ -111,7 +111,7 @@ def find_relations(
     device, first = next(model.parameters()).device, first_position(model.encoder)
     rows = [n for n, s in enumerate(sentences) if possible_pairs(s.entities, related)]
     examples = [relation_example(sentences[n], pieces, related, first) | {"entities": sentences[n].entities} for n in rows]
-    def run(chosen):
+    def run(chosen: Sequence[dict]) -> list:
         batch = collate_pairs(chosen, pieces.pad, train=False)
         logits = model.eval()(**{k: v.to(device) for k, v in batch.items()})["logits"].float().cpu()
         return [decode_pairs(x, e["pairs"], e["entities"], related) for x, e in zip(logits.split([len(e["pairs"]) for e in chosen]), chosen, strict=True)]
@@ -136,7 +136,7 @@ def train_relations(
     related = related_types(train)
     if not related: raise R2GenKGError("no two entity types are related twice in the training part: no relation model can be trained; use relations='rules' or 'none'")
     first = first_position(model.encoder)
-    def examples(sentences):
+    def examples(sentences: Sequence[SentenceAnnotation]) -> list[dict]:
         made = (relation_example(w, pieces, related, first) for s in sentences for w in cut_windows(s, pieces))
         return [e for e in made if e["pairs"]]
-    return related, fit(model, examples(train), examples(dev), lambda batch: collate_pairs(batch, pieces.pad), config, config.relation_epochs, Path(work))
+    return related, fit(model, examples(train), examples(dev), lambda batch: collate_pairs(batch, pieces.pad), config, config.relation_epochs, Path(work), "relation model")

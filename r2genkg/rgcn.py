@@ -156,7 +156,7 @@ class WeightCache:
     key: list | None
     value: Any
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.clear()
         WeightCache.hook = WeightCache.hook or register_optimizer_step_post_hook(WeightCache.count)
 

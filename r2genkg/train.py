@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['trainable_state', 'load_trainable', 'collapse_warning', 'primed_statements', 'AttentionMonitor', 'EarlyStop',
-           'SaveEvery', 'ProgressCallback', 'DataOrder', 'generate_all', 'ReportTrainer', 'rate_share', 'two_rates',
-           'shared_reports', 'build_model', 'believed_scales', 'training_arguments', 'tensorboard', 'make_trainer',
-           'fsdp', 'run_trainer', 'train']
+           'SaveEvery', 'DataOrder', 'generate_all', 'ReportTrainer', 'rate_share', 'two_rates', 'shared_reports',
+           'build_model', 'believed_scales', 'training_arguments', 'tensorboard', 'make_trainer', 'fsdp', 'run_trainer',
+           'train']
 
 # %% ../nbs/50_train.ipynb #code-2
 import math, os, warnings
@@ -41,7 +41,7 @@ from .plan import check_memory
 from .qformer import load_qformer
 from .records import Study, check_images
 from .rgcn import confident_edges
-from .tensors import last_checkpoint, load_tensors, one_card
+from .tensors import last_checkpoint, load_tensors, one_card, progress_callback
 
 # %% ../nbs/50_train.ipynb #trainable_state
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
@@ -83,7 +83,7 @@ class AttentionMonitor(TrainerCallback):
         self.trainer, self.batch = trainer, Collator(0)([dataset[i] for i in range(min(count, len(dataset)))])
 
     @torch.no_grad()
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.epoch % 1: return                       # before the epoch's checkpoint, so that a resumed log is whole
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         mode = model.training
@@ -107,30 +107,21 @@ class EarlyStop(TrainerCallback):
         scores = [e["eval_score"] for e in log if "eval_score" in e]
         return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= self.patience
 
-    def on_evaluate(self, args, state, control, **kwargs):
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.due(state.log_history): control.should_training_stop = True
 
 class SaveEvery(TrainerCallback):
     "A checkpoint every `steps` optimiser steps, besides those at validations."
     def __init__(self, steps: int): self.steps = steps
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.steps == 0: control.should_save = True
 
 # %% ../nbs/50_train.ipynb #progresscallback
-class ProgressCallback(TrainerCallback):
-    "One progress bar for the whole training."
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = progress(range(state.max_steps), "training", total=state.max_steps)
-        for _ in range(state.global_step): next(self.bar, None)
-
-    def on_step_end(self, args, state, control, **kwargs): next(self.bar, None)
-    def on_train_end(self, args, state, control, **kwargs): self.bar.close()    # a generator: the terminal is given back
-
 class DataOrder(TrainerCallback):
     "Tells the sampler the epoch; the loader of a resumed distributed run does not reach it."
     def __init__(self, trainer: "ReportTrainer"): self.trainer = trainer
-    def on_epoch_begin(self, args, state, control, **kwargs): self.trainer.sampler.set_epoch(int(state.epoch or 0))
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None: self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
 # %% ../nbs/50_train.ipynb #generate_all
 def generate_all(model: R2GenKG, dataset: Any, decode: DecodeConfig, label: str = "generating") -> list[str]:
@@ -152,28 +143,28 @@ class ReportTrainer(Trainer):
     lr_scheduler: Any
     control: Any
 
-    def __init__(self, *args, decode, references: Sequence[str] = (), lr_prefix: float | None = None,
-                 watch: Callable[[Sequence[str]], dict[str, float]] = lambda hypos: {}, **kwargs):
+    def __init__(self, *args: Any, decode: DecodeConfig, references: Sequence[str] = (), lr_prefix: float | None = None,
+                 watch: Callable[[Sequence[str]], dict[str, float]] = lambda hypos: {}, **kwargs: Any):
         self.decode, self.references, self.lr_prefix, self.watch = decode, list(references), lr_prefix, watch
         super().__init__(*args, **kwargs)
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         at_once = self.args.train_batch_size * self.args.world_size
         self.sampler = LengthGroupedSampler([len(t) for t in self.train_dataset.targets], at_once * self.args.gradient_accumulation_steps, seed=self.args.seed,
                                             multiple=at_once if self.args.world_size > 1 else 1)
         return self.sampler
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, model: Any = None) -> Any:
         "The configured AdamW; `lr_prefix` for everything outside the language model, no decay of biases, gains and norms."
         if self.optimizer is None and self.lr_prefix: self.optimizer = two_rates(self, self.model if model is None else model)
         return super().create_optimizer(model)
 
-    def get_decay_parameter_names(self, model) -> list[str]:
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
         "Names of the matrices: biases, gains and norms do not decay."
         matrices = {name for name, p in model.named_parameters() if p.ndim > 1}
         return [name for name in super().get_decay_parameter_names(model) if name in matrices]
 
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         "Warm-up and cosine down to `min_lr` for each learning rate."
         if self.lr_scheduler is None:
             optimizer, least = optimizer or self.optimizer, self.args.lr_scheduler_kwargs["min_lr"]
@@ -190,14 +181,14 @@ class ReportTrainer(Trainer):
         state = own if state_dict is None else {k: v for k, v in state_dict.items() if k in own}   # FSDP gives gathered tensors
         save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled: return super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_trainable(model or self.model, Path(resume_from_checkpoint) / "model.safetensors")
 
     def _load_best_model(self) -> None:
         load_trainable(self.model, Path(self.state.best_model_checkpoint) / "model.safetensors")
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         hypos = shared_reports(self)
         scores = nlg_scores(self.references, hypos, meteor=False)   # a Java start costs seconds
         if (warning := collapse_warning(hypos, self.references)) and self.is_world_process_zero(): warnings.warn(warning, stacklevel=2)
@@ -288,7 +279,7 @@ def make_trainer(config: Config, data: TrainingData, model: R2GenKG, work: Path)
     trainer = ReportTrainer(model=model, args=training_arguments(config, work / "checkpoints", len(train_set)), train_dataset=train_set, eval_dataset=val_set,
                             data_collator=Collator(model.tokenizer.pad_token_id), decode=config.decode, references=refs, lr_prefix=c.lr_prefix, **watch)
     trainer.remove_callback(PrinterCallback)
-    callbacks = [DataOrder(trainer), ProgressCallback()]
+    callbacks = [DataOrder(trainer), progress_callback("training")]
     if not fsdp(): callbacks.append(AttentionMonitor(trainer, val_set or train_set))
     if c.patience and c.evals_per_epoch: callbacks.append(EarlyStop(c.patience))
     if c.save_steps: callbacks.append(SaveEvery(c.save_steps))

@@ -191,7 +191,7 @@ class VisionTokens:
     table: pd.DataFrame
     meta: dict = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if missing := [c for c in TOKEN_COLUMNS if c not in self.table]: raise R2GenKGError(f"vision tokens: no column {', '.join(missing)}")
         if self.features.ndim != 2 or len(self.features) != len(self.table):
             raise R2GenKGError(f"vision tokens: features {tuple(self.features.shape)} do not match the {len(self.table)} rows of the table")

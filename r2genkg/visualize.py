@@ -275,7 +275,7 @@ def plot_attribution(
     picture = ax.imshow(np.log2(np.clip(lift, 1 / 8, 8)), cmap="cividis", vmin=-3, vmax=3, aspect="auto")
     for y, x in np.ndindex(lift.shape):
         ax.text(x, y, f"{lift[y, x]:.2f}", ha="center", va="center", fontsize=6, color="white" if np.log2(max(lift[y, x], 1e-9)) < 0.5 else "black")
-    ax.set_xticks(range(share.shape[1]), share.columns, fontsize=7)
+    ax.set_xticks(range(share.shape[1]), share.columns, fontsize=6)
     ax.set_yticks(range(len(share)), [textwrap.shorten(str(s), 46, placeholder=" ...") for s in share.index], fontsize=6)
     bar = fig.colorbar(picture, ax=ax, ticks=[-3, -1, 0, 1, 3], shrink=0.9)
     bar.ax.set_yticklabels(["1/8", "1/2", "1", "2", "8"], fontsize=6)

@@ -295,15 +295,14 @@ def test_memory_plan_follows_the_settings():
 
 
 def test_memory_plan_counts_writing_reports(visual):
-    """Keys and values of the prefix and of every beam, as beam search holds them; the larger of this and a training step counts."""
+    """Keys and values of the prefix and of what every beam writes, as beam search holds them; the larger of this and a training step counts."""
     model = make("decode.beams=3", "decode.max_new_tokens=40", "decode.batch_size=4")
     prompt, _ = model.prompt(visual)
     with torch.no_grad(): cache = prefill(model.llm, prompt, 3, 40)
-    held = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
-    alone = held * prompt.shape[1] / (3 * (prompt.shape[1] + 40))         # what was read, before it is spread over the beams
+    held = sum(t.nbytes for layer in cache.layers for t in (layer.shared_keys, layer.shared_values, layer.keys, layer.values))
     shape = llm_shape(model.cfg.llm)
     read = study_tokens(model.cfg) - model.cfg.train.target_length        # of the configured scales
-    assert cache_bytes(model.cfg, shape) / (held + alone) == pytest.approx((4 * read + 3 * 41) / (4 * prompt.shape[1] + 3 * 40), rel=0.02)
+    assert cache_bytes(model.cfg, shape) / held == pytest.approx((4 * read + 3 * 4 * 40) / (4 * prompt.shape[1] + 3 * 4 * 40), rel=0.02)
     plans = [memory_plan(load_config("chexpert-plus", ["llm.gradient_checkpointing=true", f"decode.batch_size={n}"])) for n in (1, 6, 50)]
     assert plans[0].parts["writing reports, beyond a step"] == 0 and plans[1].fits and not plans[2].fits
 
