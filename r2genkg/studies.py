@@ -166,13 +166,15 @@ def _table_labels(row: dict[str, str], where: str) -> dict[str, float] | None:
     return found
 
 def read_folder_table(
-    path: str | Path,               # csv with columns id, image, findings
+    path: str | Path,               # csv with columns id, findings and, where there are films, image
     root: str | Path | None = None, # folder of the images; None: the folder of the table
 ) -> Iterator[dict]:
     "Records of a user's own table."
     root = root if root is not None else Path(path).parent
-    for where, row in read_table(path, ("id", "image", "findings")):
-        names = [name.strip() for name in row["image"].split(";") if name.strip()]
+    for where, row in read_table(path, ("id", "findings")):
+        if "image" not in row and (like := [c for c in row if c and ("image" in c.lower() or "path" in c.lower())]):
+            raise R2GenKGError(f"{where}: no column image; is it {like[0]!r}? Call it image, or leave it out for reports without films")
+        names = [name.strip() for name in row.get("image", "").split(";") if name.strip()]
         yield dict(id=row["id"], images=tuple(join_image(root, name, where) for name in names), findings=row["findings"],
                    impression=row.get("impression", ""), split=split_name(row.get("split", ""), where),
                    patient=row.get("patient", ""), labels=_table_labels(row, where), where=where)

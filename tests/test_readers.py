@@ -150,8 +150,9 @@ FAULTS = [  # file name, content, what the line must say
     ("plus.csv", "path_to_image,deid_patient_id\n", "no column section_findings"), ("plus.csv", PLUS + ",p1,Clear lungs.\n", "path_to_image is empty"),
     ("plus.csv", PLUS + "../../v.jpg,p1,Clear lungs.\n", "outside"), ("plus.csv", PLUS + "/etc/v.jpg,p1,Clear lungs.\n", "outside|file name"),
     ("plus.csv", (PLUS + "t/v.jpg,p1,Clear \u00e9.\n").encode("latin-1"), "not UTF-8"),
-    ("own.csv", "", "found: nothing"), ("own.csv", "name,image,findings\n", "no column id; found: name, image, findings; needed: id, image, findings"),
-    ("own.csv", "id;image;findings\n", "no column id, image, findings"), ("own.csv", "id,image,findings\na,../a.png,Clear.\n", "outside"),
+    ("own.csv", "", "found: nothing"), ("own.csv", "name,image,findings\n", "no column id; found: name, image, findings; needed: id, findings"),
+    ("own.csv", "id;image;findings\n", "no column id, findings"), ("own.csv", "id,images,findings\na,a.png,Clear.\n", "Call it image"),
+    ("own.csv", "id,image,findings\na,../a.png,Clear.\n", "outside"),
     ("own.csv", "id,image,findings\n,a.png,Clear.\n", "line 2: a study without an id"), ("own.csv", "id,image,findings,split\na,a.png,x,best\n", "'best'"),
     ("own.csv", "id,image,findings,Edema\na,a.png,x,9\n", "Edema is 9"), ("own.csv", b"\x89PNG\r\n\x1a\n" + bytes(50), "not UTF-8"),
     ("s.parquet", b"", "not a readable parquet"), ("s.parquet", b"PAR1" + bytes(40) + b"PAR1", "not a readable parquet"), ("notes.doc", "x", "form unknown")]
