@@ -74,7 +74,7 @@ def progress_callback(label: str) -> Any:  # TrainerCallback
 
     class Steps(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            left = range(state.global_step, state.max_steps)
+            left = range(state.global_step, state.max_steps if state.is_world_process_zero else 0)
             self.bar = progress(left, f"{label}, from step {state.global_step}" if state.global_step else label, len(left))
             next(self.bar, None)                 # the first step begins
 
