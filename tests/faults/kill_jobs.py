@@ -12,6 +12,11 @@ import r2genkg.report
 import r2genkg.tables
 import r2genkg.token_audit
 import torch
+from r2genkg.annotate import annotate
+from r2genkg.labels import get_labeler
+
+list(annotate(["The lungs are clear."]))    # vocabulary and tokenizer, too, are read once
+get_labeler("rules")
 
 
 def job(args: list[str], log: str) -> None:
