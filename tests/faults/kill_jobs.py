@@ -15,7 +15,7 @@ import torch
 from r2genkg.annotate import annotate
 from r2genkg.labels import get_labeler
 
-list(annotate(["The lungs are clear."]))    # vocabulary and tokenizer, too, are read once
+annotate(["The lungs are clear."])    # vocabulary and tokenizer, too, are read once
 get_labeler("rules")
 
 
