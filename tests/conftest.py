@@ -1,5 +1,9 @@
 """Shared helpers of the cross-cutting tests."""
+import multiprocessing
+import multiprocessing.forkserver
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,3 +19,28 @@ def shared_data():
         if not path.exists(): pytest.skip(f"shared development data not here: {'/'.join(parts)}")
         return path
     return find
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Makes processes that have imported the libraries and read the vocabulary: a command starts in no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]))
+        multiprocessing.set_forkserver_preload(["jobs"])
+        multiprocessing.forkserver.ensure_running()
+    return multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="session")
+def run(processes, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
+    """`run(*args, cwd=..., expect=0)`: a command in a process of its own; a failure must end in one line without a traceback."""
+    import jobs
+    def run(*args, cwd: Path, expect: int = 0, timeout: int = 300) -> subprocess.CompletedProcess:
+        told = tmp_path_factory.mktemp("told")
+        process = processes.Process(target=jobs.job, args=([*map(str, args)], str(told / "out"), str(told / "errors"), str(cwd)))
+        process.start(); process.join(timeout); process.kill()
+        out, errors = (told / "out").read_text(), (told / "errors").read_text()
+        assert process.exitcode == expect, f"exit {process.exitcode}\n{out[-2000:]}\n{errors[-4000:]}"
+        if expect == 1: assert "Traceback" not in errors and errors.strip().splitlines()[-1].startswith("r2genkg: ")
+        return subprocess.CompletedProcess(args, expect, out, errors)
+    return run

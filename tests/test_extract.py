@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 import tracemalloc
@@ -28,8 +27,6 @@ from r2genkg.lexicon import split_sentences
 from r2genkg.phantom import sample_findings
 from r2genkg.records import ENTITY_TYPES, RELATION_TYPES, SentenceAnnotation
 from r2genkg.relation_model import MarkerModel, possible_pairs
-
-COMMAND = str(Path(sys.executable).with_name("r2genkg"))
 
 
 def written(n: int, seed: int = 0):
@@ -263,27 +260,24 @@ def refused(capsys, *args) -> str:
     return line
 
 
-def test_command_line(tmp_path, encoder, capsys):
-    def command(*args):
-        done = subprocess.run([COMMAND, *map(str, args)], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        return done.stdout
+def test_command_line(tmp_path, encoder, capsys, run):
     reports = written(60)
     save_annotations(tmp_path / "sample.jsonl", ((str(n), r.sentences) for n, r in enumerate(reports)))
     rows = [{"id": f"CXR{n}_IM", "report": r.text, "image_path": [f"CXR{n}_IM/0.png"], "split": "train"} for n, r in enumerate(reports[:20])]
     (tmp_path / "annotation.json").write_text(json.dumps({"train": rows, "val": [], "test": []}))
-    scores = json.loads(command("extract", "train", "--annotations", "sample.jsonl", "--out", "m", "--encoder", encoder, "--epochs", 1, "--relation-epochs", 1, "--json"))
+    scores = json.loads(run("extract", "train", "--annotations", "sample.jsonl", "--out", "m", "--encoder", encoder, "--epochs", 1, "--relation-epochs", 1, "--json",
+                            cwd=tmp_path).stdout)
     assert {"token F1", "span F1", "relation F1", "relation F1, given entities", "per type"} <= set(scores) and scores["relations from"] == "model"
-    assert json.loads(command("extract", "run", "--model", "m", "--studies", "annotation.json", "--out", "run.jsonl", "--json"))["reports"] == 20
+    assert json.loads(run("extract", "run", "--model", "m", "--studies", "annotation.json", "--out", "run.jsonl", "--json", cwd=tmp_path).stdout)["reports"] == 20
     with pytest.raises(SystemExit) as stop: main(["annotate", str(tmp_path / "annotation.json"), "--annotator", f"model:{tmp_path / 'm'}", "--out", str(tmp_path / "plain.jsonl")])
     assert stop.value.code == 0
     assert dict(load_annotations(tmp_path / "run.jsonl")) == dict(load_annotations(tmp_path / "plain.jsonl"))
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")) == ["annotation.json", "m", "plain.jsonl", "run.jsonl", "sample.jsonl"]
-    run = ("extract", "run", "--studies", tmp_path / "annotation.json", "--out", tmp_path / "x.jsonl", "--model")
+    wrong = ("extract", "run", "--studies", tmp_path / "annotation.json", "--out", tmp_path / "x.jsonl", "--model")
     capsys.readouterr()
-    assert "no extraction model here" in refused(capsys, *run, tmp_path)
+    assert "no extraction model here" in refused(capsys, *wrong, tmp_path)
     assert "cannot be loaded" in refused(capsys, "extract", "train", "--annotations", tmp_path / "sample.jsonl", "--out", tmp_path / "n", "--encoder", "/no/encoder")
-    if importlib.util.find_spec("ray") is None: assert "r2genkg[ray]" in refused(capsys, *run, tmp_path / "m", "--ray", 2)
+    if importlib.util.find_spec("ray") is None: assert "r2genkg[ray]" in refused(capsys, *wrong, tmp_path / "m", "--ray", 2)
     for sub in ((), ("train",), ("run",)):
         with pytest.raises(SystemExit) as stop: main(["extract", *sub, "--help"])
         assert stop.value.code == 0 and "Usage" in capsys.readouterr().out

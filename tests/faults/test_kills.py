@@ -3,11 +3,9 @@
 The same: every file to the last byte, every tensor to the last bit (the order of a safetensors file's header is free).
 """
 import hashlib
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -15,9 +13,7 @@ import pandas as pd
 import pytest
 from safetensors import safe_open
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-from kill_jobs import job  # noqa: E402
+from jobs import job
 
 TINY = [arg for change in (
     "studies.n_train=24", "studies.n_val=2", "studies.n_test=8", "studies.image_size=56", "tokens.patch=8", "graph.corpora=[studies]", "graph.min_count=1",
@@ -28,15 +24,6 @@ TINY = [arg for change in (
 GRID = "preset: demo\nseeds: [42]\nvariants: {full: [], zero-KG: [model.use_graph=false]}\n"
 #: What tells times, or holds what tells them: the page, pictures, the trainer's log, measured speed, and hidden work.
 TIMED = ("index.html", "history.json", ".png", ".svg", ".pdf")
-
-
-@pytest.fixture(scope="module")
-def processes():
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    multiprocessing.set_forkserver_preload(["kill_jobs"])
-    yield multiprocessing.get_context("forkserver")
-    patch.undo()
 
 
 def command(processes, args: list[str], folder: Path, kill_after: float | None = None) -> tuple[int, float]:

@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,9 +16,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-from kill_jobs import job, limited_job  # noqa: E402
-from test_kills import TINY, command, processes  # noqa: E402, F401
+from jobs import job, limited_job
+from test_kills import TINY, command
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +57,7 @@ def disk(tmp_path):
     if mounted: subprocess.run(["umount", "-l", place], check=True)
 
 
-def refused(processes, args: list, log: Path) -> str:  # noqa: F811
+def refused(processes, args: list, log: Path) -> str:
     """The one line with which a command ends."""
     log.with_suffix(".log").unlink(missing_ok=True)
     code, _ = command(processes, args, log)
@@ -70,7 +68,7 @@ def refused(processes, args: list, log: Path) -> str:  # noqa: F811
 
 @pytest.mark.parametrize("size, name", [("8k", "kg build"), ("4k", "label"), ("4k", "annotate"), ("4k", "prepare"), ("8k", "train"), ("120k", "train"), ("1m", "train"),
     ("4m", "train")])
-def test_full_disk(processes, inputs, disk, tmp_path, size, name):  # noqa: F811
+def test_full_disk(processes, inputs, disk, tmp_path, size, name):
     out = disk(size)
     told = refused(processes, commands(inputs, out)[name], tmp_path / "c")
     assert told.startswith("r2genkg: ") and "No space left" in told, told
@@ -83,7 +81,7 @@ def test_full_disk(processes, inputs, disk, tmp_path, size, name):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", ["kg build", "label", "annotate", "prepare", "train"])
-def test_read_only_disk(processes, inputs, disk, tmp_path, name):  # noqa: F811
+def test_read_only_disk(processes, inputs, disk, tmp_path, name):
     disk("1m")
     out = disk("1m", "ro")
     told = refused(processes, commands(inputs, out)[name], tmp_path / "c")
@@ -91,14 +89,14 @@ def test_read_only_disk(processes, inputs, disk, tmp_path, name):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", ["kg build", "label", "annotate", "prepare", "train"])
-def test_a_file_in_the_way(processes, inputs, tmp_path, name):  # noqa: F811
+def test_a_file_in_the_way(processes, inputs, tmp_path, name):
     (tmp_path / "out").write_text("a file")
     told = refused(processes, commands(inputs, tmp_path / "out")[name], tmp_path / "c")
     assert str(tmp_path / "out") in told and (tmp_path / "out").read_text() == "a file"
 
 
 @pytest.mark.parametrize("name", ["kg build", "annotate", "prepare", "train", "export"])
-def test_a_users_folder_in_the_way(processes, inputs, tmp_path, name):  # noqa: F811
+def test_a_users_folder_in_the_way(processes, inputs, tmp_path, name):
     """A corpus named as the output by mistake keeps all its files."""
     out = {"kg build": "kg", "annotate": "a.jsonl", "prepare": "s.parquet", "train": "run/studies", "export": "x"}[name]
     if name == "export": assert command(processes, commands(inputs, tmp_path)["kg build"], tmp_path / "k")[0] == 0
@@ -110,7 +108,7 @@ def test_a_users_folder_in_the_way(processes, inputs, tmp_path, name):  # noqa: 
 
 
 @pytest.mark.parametrize("name, limit", [("kg build", 2_000), ("label", 500), ("annotate", 500), ("prepare", 1_000), ("train", 20_000)])
-def test_limit_on_files(processes, inputs, tmp_path, name, limit):  # noqa: F811
+def test_limit_on_files(processes, inputs, tmp_path, name, limit):
     process = processes.Process(target=limited_job, args=([*map(str, commands(inputs, tmp_path / "o")[name])], str(tmp_path / "c.log"), limit))
     process.start(); process.join(200)
     told = (tmp_path / "c.log").read_text()
@@ -118,7 +116,7 @@ def test_limit_on_files(processes, inputs, tmp_path, name, limit):  # noqa: F811
     assert not list(tmp_path.rglob("*.partial-*")) and resource.RLIMIT_FSIZE is not None
 
 
-def test_second_run_in_a_folder_is_refused(processes, tmp_path):  # noqa: F811
+def test_second_run_in_a_folder_is_refused(processes, tmp_path):
     args = ["train", "--out", tmp_path / "run", *TINY]
     first = processes.Process(target=job, args=([*map(str, args)], str(tmp_path / "first.log")))
     first.start()
