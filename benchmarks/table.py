@@ -68,14 +68,31 @@ def qlora(r: dict) -> str:
             + ", ".join(f"{name} {value:.2f}" for name, value in beat.items()))
 
 
+def questions(rows: dict) -> str:
+    def row(name: str, v: dict) -> str:
+        more = "" if "difference" not in v else ", difference {difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p_holm:.2f}".format(**v["difference"])
+        return "{}: CE F1 {:.3f} [{:.3f}, {:.3f}]{}".format(name, *v["ce_f1/micro-14/u0"], more)
+    return "; ".join(row(*item) for item in rows.items())
+
+
+def entities(r: dict) -> str:
+    e = r["entities"]
+    return (f"token F1 {e['test, model']['token F1']:.4f}, span F1 {e['test, model']['span F1']:.4f} on {e['sentences']['test']} sentences of reports that were not trained on; "
+            f"the rules {e['test, rules']['token F1']:.4f}, the annotator on copies of a sentence {e['annotator with itself']['token F1']:.3f}")
+
+
 ROWS: tuple[tuple[str, str, Callable, str], ...] = (
     ("Knowledge prefix of one study, the paper's sizes, against the reference's procedure", "prefix", prefix, "prefix.py"),
     ("Beam search, SmolLM2-135M, 3 beams, 445 prefix tokens, 100 new ones, against computing the input for every beam", "beam_search", beams, "beam_search.py"),
     ("Outputs of the reference's modules against ours, same weights", "parity", parity, "parity.py --shared FOLDER"),
     ("Llama-2-7B with the paper's settings on CheXpert Plus, ten epochs, on one card (computed)", "plan", plan, "plan.py"),
     ("Nodes that the language model sees (`prune_kg`)", "pruning", pruning, "pruning.py --runs ..."),
+    ("Graphs of 300 and of 500 nodes, all seen by the language model, 500 with denoising", "questions", lambda r: questions(r["table_denoising"]), "questions.py ROOT"),
+    ("Disease queries tied to labels, or to the graph nodes of their labels", "questions", lambda r: questions(r["table_alignment"]), "questions.py ROOT"),
     ("QLoRA on pretrained weights, SmolLM2-135M in NF4, 600 drawn studies, two passes, two threads", "qlora", qlora, "qlora.py RUN"),
     ("Rules annotator and labeler", "annotate", annotation, "annotate.py"),
+    ("Entity model, trained on four fifths of 500 answers of GPT-4o", "extract", entities,
+     "extract.py --parts entities --recurring --refit --epochs 5 --members 3 --students 2 --unlabeled FILE"),
     ("Nodes and edges of a graph at multiples of ReXKG's size, against its loops", "graph", loops, "graph.py --rexkg FOLDER"),
     ("Graph from reports, with a memory of sentences", "growth", growth, "graph.py --growth 10000 50000 250000"),
     ("Graph from reports, every sentence annotated anew", "growth_uncached", growth, "graph.py --growth 10000 50000 250000 --cache 0"))

@@ -96,7 +96,7 @@ def train(
 def tables(
     out: Annotated[Path, typer.Option(help="Folder of the runs; the tables go to OUT/tables.")],
     preset: Annotated[str, typer.Option(help="A preset, or a YAML file, instead of the grid's own.")] = "",
-    grid: Annotated[str, typer.Option(help="demo, paper, pruning, small, or a YAML file; default: the preset's, else demo without a preset and paper with one.")] = "",
+    grid: Annotated[str, typer.Option(help="demo, paper, pruning, questions, small, or a YAML file; default: the preset's, else demo without a preset and paper with one.")] = "",
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds instead of the grid's.")] = "",
     only: Annotated[Optional[list[str]], typer.Option(help="A table to write, e.g. table1_results. May be repeated; default: all. The grid's runs are made all the same.")] = None,
     submit: Annotated[str, typer.Option(help="Command template that starts a run, e.g. \"sbatch --wrap '{command}'\"; empty: run here.")] = "",

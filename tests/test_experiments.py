@@ -50,11 +50,11 @@ def test_faults_of_a_grid_file_are_named(tmp_path, text, word):
 
 
 def test_unknown_grid_lists_the_known_ones():
-    with pytest.raises(R2GenKGError, match="demo, paper, pruning, small"): load_grid("nothing")
+    with pytest.raises(R2GenKGError, match="demo, paper, pruning, questions, small"): load_grid("nothing")
 
 
 def test_shipped_grids():
-    assert set(grid_names()) == {"demo", "paper", "pruning", "small"}
+    assert set(grid_names()) == {"demo", "paper", "pruning", "questions", "small"}
     demo = load_grid("demo")
     assert {"full", "zero-KG"} < {v.name for v in demo.variants} and len(demo.variants) == 4 and len(demo.seeds) == 3
     for preset in ("iu-xray", "chexpert-plus", "demo"): load_grid("paper", preset)
