@@ -68,9 +68,10 @@ class NodeAlignment(nn.Module):
 
     def similarity(self, answers: Tensor, nodes: Tensor) -> Tensor:
         "Scaled cosines (B, Q, Q) of answers (B, Q, D) with the nodes (N, d) of each label."
-        u = F.normalize(self.ask(answers).float(), dim=-1)
-        p = F.normalize(self.members @ self.node(nodes).float(), dim=-1)
-        return u @ p.T / self.temperature
+        with torch.autocast(answers.device.type, enabled=False):     # 16 bits would blur likenesses that the temperature blows up
+            u = F.normalize(self.ask(answers.float()), dim=-1)
+            p = F.normalize(self.members @ self.node(nodes.float()), dim=-1)
+            return u @ p.T / self.temperature
 
     def loss(
         self,
@@ -96,7 +97,8 @@ def retrieval_loss(
 ) -> Tensor:
     "Mean negative log of the weight on tokens of a study's present labels; 0 where no study has one that the bank shows."
     member = F.one_hot(bank_labels, len(LABELS)).float()                                   # (M, 14)
-    mass, present = weights.float() @ member, (labels == 1) & (member.sum(0) > 0)          # (B, Q, 14), (B, 14)
+    with torch.autocast(weights.device.type, enabled=False): mass = weights.float() @ member   # (B, Q, 14)
+    present = (labels == 1) & (member.sum(0) > 0)                                          # (B, 14)
     own = (mass * present[:, None]).sum(-1).clamp(min=1e-8)
     known = present.any(1)
     return -(own.log().mean(1) * known).sum() / known.sum().clamp(min=1)

@@ -73,9 +73,9 @@ def study_labels(
     section: str = "findings",
 ) -> pd.DataFrame:             # (S, 14), index: study ids; 1, 0, -1, NaN
     "Labels of studies: their own where they have them, else the rule labeler's."
-    bare = [s for s in studies if not s.labels]
+    bare = [s for s in studies if s.labels is None]
     read = dict(zip((s.id for s in bare), label_reports([s.report(section) for s in bare]).to_dict("records"), strict=True))
-    return pd.DataFrame([s.labels or read[s.id] for s in studies], columns=list(LABELS), index=[s.id for s in studies], dtype=float)
+    return pd.DataFrame([read[s.id] if s.labels is None else s.labels for s in studies], columns=list(LABELS), index=[s.id for s in studies], dtype=float)
 
 # %% ../nbs/49_batches.ipynb #reportdataset
 FILLER = -1   #: index of an example without a target: it fills up a batch and counts for nothing

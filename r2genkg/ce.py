@@ -78,6 +78,7 @@ class StudyStats:
     "A corpus score as a function of sums over studies."
     values: np.ndarray                         # (S, C) numbers per study
     score: Callable[[np.ndarray], np.ndarray]  # (..., C) sums -> (...) scores
+    ids: tuple[str, ...] = ()                  # of the studies, where they are known: runs on others are not compared
 
     def total(self) -> float:
         "The score of all studies."

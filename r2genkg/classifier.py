@@ -8,7 +8,7 @@ __all__ = ['SHARPNESS', 'ConvStem', 'new_swin', 'build_swin', 'SwinClassifier', 
            'macro_auroc', 'LabelTask', 'collate_views', 'train_classifier']
 
 # %% ../nbs/31_classifier.ipynb #code-2
-import logging, math, shutil
+import logging, math, os, shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .config import (LABELS, ClassifierConfig, R2GenKGError, atomic_path, best_d
                             set_seed, write_json)
 from .images import ImageCache, load_image, to_pixels
 from .records import Study
-from .tensors import last_checkpoint, one_card, progress_callback
+from .tensors import one_card, progress_callback, train_once
 
 # %% ../nbs/31_classifier.ipynb #convstem
 class ConvStem(nn.Sequential):
@@ -311,8 +311,7 @@ def _fit(classifier: SwinClassifier, parts: dict[str, ViewDataset], config: Clas
                       data_collator=collate_views, compute_metrics=lambda p: {"macro_auroc": macro_auroc(p.label_ids, p.predictions)})
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress_callback("classifier"))
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    return trainer.state.log_history
+    return train_once(trainer, folder)
 
 def _metrics(targets: np.ndarray, probs: np.ndarray, split: str, seed: int) -> dict:
     "What metrics.json holds: macro means over the labels with both classes, and the table (None for undefined)."
@@ -337,7 +336,8 @@ def train_classifier(
     studies = [s for s in studies if s.images]
     if not any(s.split == "train" for s in studies): raise R2GenKGError("no study with an image in the training split: nothing to train the classifier on")
     matrix = label_matrix(studies, labels)
-    home = Path(work) if work else Path(out).with_name(f".{Path(out).name}.work")
+    out = Path(os.path.abspath(out))     # `.` has no name of its own
+    home = Path(work) if work else out.with_name(f".{out.name}.work")
     key = fingerprint(config, seed, image_size, [(s.id, s.split, s.images) for s in studies], np.nan_to_num(matrix, nan=9).tolist())
     set_seed(seed)
     classifier = SwinClassifier(build_swin(config, image_size), image_size)

@@ -6,7 +6,7 @@
 __all__ = ['app', 'main', 'demo', 'presets', 'train', 'tables', 'evaluate', 'score', 'report', 'audit', 'app_command']
 
 # %% ../nbs/68_cli.ipynb #code-2
-import os, sys, warnings
+import json, os, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -59,14 +59,16 @@ def demo(
 
 # %% ../nbs/68_cli.ipynb #presets
 @app.command()
-def presets() -> None:
+def presets(as_json: AsJson = False) -> None:
     "List the presets."
-    for name in preset_names(): typer.echo(name)
+    typer.echo(json.dumps(preset_names()) if as_json else "\n".join(preset_names()))
 
 # %% ../nbs/68_cli.ipynb #train
 def _plan(config: Config, card: int) -> dict:
     "The plan of a run on one card; the training studies are counted where they are prepared already."
+    from r2genkg.pipeline import check_choices
     from r2genkg.plan import plan_rows
+    check_choices(config)
     c = config.studies
     prepared = not c.n_train and c.path.endswith(".parquet") and Path(c.path).is_file()
     return plan_rows(config, sum(s.split == "train" for s in load_studies(c.path)) if prepared else 0, card)
@@ -102,6 +104,7 @@ def tables(
     submit: Annotated[str, typer.Option(help="Command template that starts a run, e.g. \"sbatch --wrap '{command}'\"; empty: run here.")] = "",
     resubmit: Annotated[bool, typer.Option("--resubmit", help="Submit pending runs again.")] = False,
     set_: Set = [],
+    as_json: AsJson = False,
 ) -> None:
     "Train every run of a grid (what is finished stays), and write every table of the paper from what was measured."
     import shlex
@@ -113,9 +116,10 @@ def tables(
     try: chosen = replace(chosen, seeds=tuple(int(s) for s in seeds.split(",") if s) or chosen.seeds)
     except ValueError: raise R2GenKGError(f"--seeds {seeds!r}: write numbers with commas, such as 42,43,44") from None
     outcomes = run_grid(chosen.config, chosen.variants, out, chosen.seeds, print_stage, chosen.data, submit, resubmit)
-    for name, table in make_tables(chosen, outcomes, out / "tables", shlex.join(["r2genkg", *sys.argv[1:]]), only or ()).items():
-        if (table["runs"].str.startswith("not run") | (table["runs"] == "")).all(): continue
-        typer.echo(f"\n{name}\n{markdown(table)}")
+    made = make_tables(chosen, outcomes, out / "tables", shlex.join(["r2genkg", *sys.argv[1:]]), only or ())
+    made = {name: t for name, t in made.items() if not (t["runs"].str.startswith("not run") | (t["runs"] == "")).all()}
+    typer.echo(json.dumps({name: t.to_dict("index") for name, t in made.items()}, indent=2, ensure_ascii=False) if as_json
+               else "\n".join(f"\n{name}\n{markdown(t)}" for name, t in made.items()))
     if failed := [o for o in outcomes if o.error]:
         first = f"{failed[0].variant}, seed {failed[0].seed}: {failed[0].error}"
         raise R2GenKGError(f"{len(failed)} of {len(outcomes)} runs have no scores, first {first}; {out / 'grid.json'} lists all")

@@ -6,8 +6,8 @@
 __all__ = ['LABELS', 'Count', 'MADE_FROM', 'MARKS', 'TELL_EVERY', 'R2GenKGError', 'Section', 'StudiesConfig', 'GraphConfig',
            'ScalesConfig', 'ClassifierConfig', 'TokensConfig', 'ModelConfig', 'LLMConfig', 'TrainConfig',
            'DecodeConfig', 'Config', 'preset_names', 'read_yaml', 'load_config', 'override', 'atomic_path',
-           'unique_keys', 'read_json', 'write_json', 'fingerprint', 'file_marks', 'stamp', 'stamp_of', 'is_current',
-           'set_seed', 'best_device', 'progress']
+           'check_output', 'unique_keys', 'read_json', 'write_json', 'fingerprint', 'file_marks', 'stamp', 'stamp_of',
+           'is_current', 'set_seed', 'best_device', 'progress']
 
 # %% ../nbs/00_config.ipynb #code-2
 import contextlib, difflib, glob, hashlib, json, os, platform, random, shutil, sys, time
@@ -87,6 +87,11 @@ class ClassifierConfig(Section):
     batch_size: int = Field(32, ge=1)
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.05, ge=0)
+
+    @model_validator(mode="after")
+    def _heads_of_each_stage(self) -> "ClassifierConfig":
+        if len(self.depths) != len(self.heads): raise ValueError(f"depths has {len(self.depths)} stages, heads {len(self.heads)}; give each stage its number of heads")
+        return self
 
 # %% ../nbs/00_config.ipynb #tokensconfig
 class TokensConfig(Section):
@@ -220,6 +225,8 @@ class Config(Section):
     def _feed_scale_exists(self) -> "Config":
         n = len(self.scales.sizes)
         if self.model.feed_scale > n: raise ValueError(f"model.feed_scale is {self.model.feed_scale}, but scales.sizes has {n} entries")
+        if max(self.scales.sizes, default=0) > self.model.max_nodes:
+            raise ValueError(f"scales.sizes asks for {max(self.scales.sizes)} nodes, but model.max_nodes is {self.model.max_nodes}; raise it")
         return self
 
 # %% ../nbs/00_config.ipynb #preset_names
@@ -260,7 +267,9 @@ def _put(tree: dict, assignment: str) -> None:
     for part in path:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict): raise R2GenKGError(f"--set {assignment!r}: {part} is a value, not a section")
-    try: tree[last] = yaml.safe_load(value)
+    try:
+        found = yaml.safe_load(value)
+        tree[last] = value.strip() if path and isinstance(found, dict) else found   # no value is a mapping: "{image}" or "Human: ..." is a text
     except yaml.YAMLError as e: raise R2GenKGError(f"--set {assignment!r}: not valid YAML ({str(e).splitlines()[0]}); put a text with : or [ in quotes") from None
 
 # %% ../nbs/00_config.ipynb #_known_keys
@@ -321,6 +330,10 @@ MADE_FROM = "made_from.json"
 MARKS = (MADE_FROM, "extract.json", "knowledge.safetensors")
 _LITTER = {".DS_Store", "Thumbs.db"}
 
+def check_output(out: str | Path, *sources: str | Path | None) -> None:
+    "Raise `R2GenKGError` if `out` is a file that is read: it would be replaced."
+    if any(s and os.path.exists(out) and os.path.exists(s) and os.path.samefile(out, s) for s in sources): raise R2GenKGError(f"{out}: is the source itself; choose another --out")
+
 def _loss(path: Path, tmp: Path) -> str:
     "Why `tmp` must not take the place of `path`; empty if it may."
     if not path.exists() or not tmp.exists(): return ""
@@ -357,7 +370,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_json(path: str | Path, kind: type = object) -> Any:
     "Read a JSON file; faults name the file and the line, and content that is not of the wanted kind."
     path = Path(path)
-    try: found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+    try: found = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
     except FileNotFoundError: raise R2GenKGError(f"{path}: no such file") from None
     except UnicodeDecodeError as e: raise R2GenKGError(f"{path}: not UTF-8 text at byte {e.start}") from None
     except json.JSONDecodeError as e: raise R2GenKGError(f"{path}:{e.lineno}: not valid JSON ({e.msg})") from None
@@ -410,7 +423,9 @@ def set_seed(seed: int) -> None:
 def best_device() -> str:
     "`cuda`, `mps` or `cpu`, the first that works here; `R2GENKG_DEVICE` overrides."
     import torch
-    if name := os.environ.get("R2GENKG_DEVICE"): return name
+    if name := os.environ.get("R2GENKG_DEVICE"):
+        if name in ("cuda", "mps", "cpu"): return name
+        raise R2GenKGError(f"R2GENKG_DEVICE={name}: use cuda, mps or cpu; a certain card is chosen with CUDA_VISIBLE_DEVICES")
     if torch.cuda.is_available(): return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 

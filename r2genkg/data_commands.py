@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .config import R2GenKGError
+from .config import R2GenKGError, check_output
 from .console import AsJson, show
 from .records import csv_table
 
@@ -72,6 +72,7 @@ def annotate(
     "Reports -> entities and relations per sentence, one report a line. An interrupted llm run goes on without paying twice."
     from r2genkg.annotate import annotate_file
     from r2genkg.llm_annotate import ask_file
+    check_output(out, studies)
     given = {"--allow-external": allow_external, "--dry-run": dry_run, "--max-cost": max_cost, "--price-input": price_input, "--price-output": price_output,
              "--base-url": base_url, "--concurrency": concurrency, "--partial": partial}
     if annotator.partition(":")[0] != "llm":
@@ -104,6 +105,7 @@ def label(
     "The 14 CheXpert labels of every report: 1 positive, 0 negative, -1 uncertain, empty (null) not mentioned."
     from r2genkg.labels import compare_labels, label_reports, read_labels, write_labels
     if out.suffix in (".json", ".jsonl") and not key: raise R2GenKGError(f"{out}: JSON Lines name rows by image path; give its column with --key path_to_image")
+    check_output(out, table, compare)
     rows, theirs = csv_table(table, *filter(None, (column, key))), read_labels(compare) if compare else None
     labels = label_reports(rows[column].tolist(), labeler)
     write_labels(out, labels, rows[key or column].tolist(), key)
@@ -165,6 +167,7 @@ def extract_run(
     "Annotate a corpus with trained models; the same command goes on after an interruption."
     from r2genkg.extract import extract_corpus, extract_corpus_ray
     from r2genkg.studies import read_texts
+    check_output(out, studies)
     texts = read_texts(studies, section)
     done = extract_corpus_ray(texts, model, out, ray, gpus_per_worker, batch_size) if ray else extract_corpus(texts, model, out, batch_size)
     show(done, as_json)

@@ -77,12 +77,14 @@ def prefill(
     embeds: Tensor,  # (B, L, D_llm) input embeddings, L > 1
     beams: int,      # K
     room: int,       # new tokens at most
-) -> Any:            # a cache of the first L - 1 positions for B * K rows
+) -> Any:            # a cache of the first L - 1 positions for B * K rows; None for a model without keys and values
     "Compute the input once per study; where the model allows, its beams share the keys and values."
     from transformers.cache_utils import Cache, DynamicLayer
     base = base_model(llm)
-    past = base.get_decoder()(inputs_embeds=embeds[:, :-1], use_cache=True).past_key_values
-    if base._supports_attention_backend and base.config._attn_implementation == "sdpa" and all(type(layer) is DynamicLayer for layer in past.layers):
+    past = getattr(base.get_decoder()(inputs_embeds=embeds[:, :-1], use_cache=True), "past_key_values", None)
+    if past is None: return None
+    plain = all(type(layer) is DynamicLayer and layer.keys.shape == layer.values.shape for layer in past.layers)   # else they are made in the attention layer (MLA)
+    if plain and base._supports_attention_backend and base.config._attn_implementation == "sdpa":
         make = beam_layer_class()
         return Cache(layers=[make(layer.keys, layer.values, beams, room) for layer in past.layers])
     past.batch_repeat_interleave(beams)

@@ -163,7 +163,7 @@ def run_demo(
     outcomes = run_grid(config, ZERO_KG, out, echo=note)
     if failed := [o for o in outcomes if o.error]: raise R2GenKGError(f"{out}: the run {failed[0].variant!r} failed: {failed[0].error}")
     made_from = fingerprint("page", [r.hash for r in seen])
-    if not is_current(out / "figures", made_from):
+    if not is_current(out / "figures", made_from) or not all((out / name).is_file() for name in ("index.html", "summary.json")):
         run = Run.open(out, config, outcomes)
         with atomic_path(out / "figures") as tmp:
             figures, pointing = draw_figures(run, tmp), audit(run)

@@ -17,14 +17,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import R2GenKGError, Section, atomic_path, best_device, fingerprint, read_json, set_seed, write_json
+from .config import R2GenKGError, Section, best_device, fingerprint, set_seed
 from .examples import WordPieces, cut_windows, f1
 from .records import ENTITY_TYPES, Entity, SentenceAnnotation
 from .rules import find_entities
-from .tensors import last_checkpoint, load_tensors, one_card, progress_callback
+from .tensors import one_card, progress_callback, train_once
 
 # %% ../nbs/21_entity_model.ipynb #extractconfig
 class ExtractConfig(Section):
@@ -203,10 +202,6 @@ def fit(
 ) -> list[dict]:                         # the Trainer's log
     "Train `model` in place and leave it at its best epoch."
     from transformers import PrinterCallback, Trainer, TrainingArguments
-    trained, told = work / "trained.safetensors", work / "log.json"   # the Trainer keeps its best and not its last epoch: without them the rest would be trained anew
-    if trained.is_file():
-        model.load_state_dict(load_tensors(trained)[0])
-        return read_json(told, list)
     device = best_device()
     set_seed(config.seed)
     steps = -(-len(train) // config.batch_size) * epochs
@@ -221,10 +216,7 @@ def fit(
                       preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1), compute_metrics=lambda p: {"f1": class_f1(p.predictions, p.label_ids)})
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress_callback(label))
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    write_json(told, trainer.state.log_history)
-    with atomic_path(trained) as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, tmp)
-    return trainer.state.log_history
+    return train_once(trainer, work)
 
 # %% ../nbs/21_entity_model.ipynb #train_entities
 def train_entities(

@@ -259,13 +259,11 @@ def markdown(table: pd.DataFrame) -> str:
     rows = [head, ["---"] * len(head)] + [[str(i), *map(str, r)] for i, r in zip(table.index, table.to_numpy())]
     return "\n".join("| " + " | ".join(c.replace("|", "\\|").replace("*", "\\*") for c in row) + " |" for row in rows)
 
-_LATEX = (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("±", r"$\pm$"))
+_LATEX = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$", **{c: "\\" + c for c in "&%_#${}"}}
 
 def latex(table: pd.DataFrame) -> str:
     "A LaTeX tabular in booktabs style."
-    def escape(text: str) -> str:
-        for a, b in _LATEX: text = text.replace(a, b)
-        return text
+    def escape(text: str) -> str: return "".join(_LATEX.get(c, c) for c in text)
     rows = [" & ".join(map(escape, [str(i), *map(str, r)])) + r" \\" for i, r in zip(table.index, table.to_numpy())]
     head = " & ".join(map(escape, [table.index.name or "", *table.columns])) + r" \\"
     return "\n".join([rf"\begin{{tabular}}{{l{'r' * table.shape[1]}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"

@@ -7,7 +7,7 @@ __all__ = ['Batch', 'ExtractModel', 'read_annotations', 'train_extract', 'Progre
            'sentence_row', 'run_here', 'extract_corpus', 'RayWorker', 'run_on_ray', 'extract_corpus_ray']
 
 # %% ../nbs/23_extract.ipynb #code-2
-import hashlib, json, shutil, sqlite3
+import hashlib, json, os, shutil, sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +18,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from . import __version__
 from .annotate import annotation_line, read_answers, register_annotator
 from .assertion import assertions
-from .config import R2GenKGError, atomic_path, best_device, fingerprint, progress, read_json, set_seed, write_json
+from .config import R2GenKGError, atomic_path, best_device, file_marks, fingerprint, progress, read_json, set_seed, write_json
 from .entity_model import ExtractConfig, SpanEnsemble, SpanModel, find_spans, mark_sentences, train_entities, train_student
-from .examples import WordPieces, cut_windows, distinct_sentences, join_windows, open_encoder, other_sentences, score_annotations, split_reports
+from .examples import WordPieces, cut_windows, distinct_sentences, encoder_source, join_windows, open_encoder, other_sentences, score_annotations, split_reports
 from .lexicon import split_sentences, tokenize
 from .records import ENTITY_TYPES, RELATION_TYPES, Entity, SentenceAnnotation
 from .relation_model import MarkerModel, find_relations, train_relations
@@ -153,8 +154,10 @@ def train_extract(
     bare = other_sentences(unlabeled, (s for _, sentences in reports for s in sentences))
     if config.students and not bare: raise R2GenKGError(f"students {config.students}: give reports without annotations that hold other sentences than the annotated ones")
     if bare and not config.students: raise R2GenKGError("reports without annotations are for students: say how many students")
-    given = fingerprint(config, relations, [(s.text, [str(e) for e in s.entities], [str(r) for r in s.relations]) for s in train], [s.text for s in bare])
-    work = Path(out).with_name(f".{Path(out).name}.work-{given}")
+    taught = [[(s.tokens, [str(e) for e in s.entities], [str(r) for r in s.relations]) for s in part] for part in (train, dev)]
+    given = fingerprint(__version__, config, file_marks(encoder_source(config.encoder)), relations, taught, [s.text for s in bare])
+    out = Path(os.path.abspath(out))     # `.` has no name of its own
+    work = out.with_name(f".{out.name}.work-{given}")
     model = _train_new(config, relations, train, dev, bare, work / "chosen")
     if dev: model.keep = _best_bar(model, parts["dev"])
     if config.refit: model = replace(_train_new(config, relations, [*train, *dev], [], bare, work / "refit"), keep=model.keep)
@@ -167,7 +170,10 @@ def _train_new(config: ExtractConfig, relations: str, train: Sequence[SentenceAn
                bare: Sequence[SentenceAnnotation], work: Path) -> ExtractModel:
     "Fresh models, trained; checkpoints lie in `work`."
     set_seed(config.seed)
-    pieces = WordPieces(open_encoder(config.encoder)[1], config.max_pieces)
+    encoder, tokenizer = open_encoder(config.encoder)
+    most = getattr(encoder.config, "max_position_embeddings", config.max_pieces)
+    if config.max_pieces > most: raise R2GenKGError(f"max_pieces is {config.max_pieces}, but the encoder {config.encoder} reads {most} at most")
+    pieces = WordPieces(tokenizer, config.max_pieces)
     spans, pair = _new_spans(config, lambda: open_encoder(config.encoder)[0]), None
     related: dict[tuple[str, str], tuple[str, ...]] = {}
     seeded = [(member, config.model_copy(update={"seed": config.seed + n}), work / f"entity-{n}") for n, member in enumerate(spans.members)]
@@ -176,6 +182,7 @@ def _train_new(config: ExtractConfig, relations: str, train: Sequence[SentenceAn
         taught = mark_sentences(SpanEnsemble(spans.members[:config.members]).to(best_device()), bare, pieces, config)
         for member, own, folder in seeded[config.members:]: train_student(member, taught, train, dev, pieces, own, folder)
     if relations == "model":
+        set_seed(config.seed)            # whatever was trained before or only read
         pair = MarkerModel(open_encoder(config.encoder)[0], config.hidden, config.dropout)
         related, _ = train_relations(pair, train, dev, pieces, config, work / "relation")
     return ExtractModel(config, spans, pair, pieces, related, relations).to(best_device())

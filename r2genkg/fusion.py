@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .alignment import NodeAlignment, QueryLabels, retrieval_loss
 from .attention import CrossAttentionBlock, NodeGate, choose_nodes, fade, node_scores
 from .config import LABELS, ModelConfig, R2GenKGError
+from .granularity import ScaleGraph
 from .qformer import DiseaseQueries, VisualRetrieval, qformer_key
 from .rgcn import RelationalEncoder, ScaleFuser, WeightCache, check_scales, union_graph
 
@@ -76,7 +77,7 @@ class KnowledgePrefix(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        scales: Sequence[Any] = (),      # ScaleGraphs x (N_s, D), edge_index (2, E_s), edge_type (E_s,)
+        scales: Sequence[ScaleGraph] = (),  # x (N_s, D), edge_index (2, E_s), edge_type (E_s,)
         bank: Tensor | None = None,      # (M, D_bank) vision tokens
         dim_llm: int = 4096,             # embedding width of the language model
         dim_visual: int | None = None,   # width of visual tokens; None: config.dim

@@ -256,7 +256,7 @@ def load_graph(folder: str | Path) -> M3KG:
     folder, tables = Path(folder), {}
     if not (folder / "nodes.parquet").is_file(): raise R2GenKGError(f"{folder}: no graph here (nodes.parquet is missing); make one with `r2genkg kg build`")
     for name, columns in _TABLES.items():
-        if name in ("stages", "shared") and not (folder / f"{name}.parquet").exists(): continue      # graphs of earlier versions
+        if name not in ("nodes", "triples") and not (folder / f"{name}.parquet").exists(): continue   # how it was made may be missing
         try: tables[name] = pd.read_parquet(folder / f"{name}.parquet")
         except Exception as e:  # readers of damaged files raise many kinds
             raise R2GenKGError(f"{folder / name}.parquet: not readable ({str(e).splitlines()[0][:100]})") from None
@@ -286,9 +286,9 @@ def graph_stats(graph: M3KG) -> dict:
             **{f"count {k}": int(relations.sum().get(k, 0)) for k in RELATION_TYPES},
             "linked nodes": int((graph.nodes.cui != "").sum()), "composed entities": len(graph.subgraphs),
             "shared aliases": len(graph.shared), "absent mentions": int(graph.nodes.absent.sum()),
-            "components": int(labels.max() + 1), "largest component": int(np.bincount(labels).max()),
-            "nodes without edge": int((degree == 0).sum()), "degree median": float(np.median(degree)),
-            "degree mean": round(float(degree.mean()), 2), "degree max": int(degree.max()),
+            "components": len(set(labels)), "largest component": int(max(np.bincount(labels), default=0)),
+            "nodes without edge": int((degree == 0).sum()), "degree median": float(np.median(degree)) if len(degree) else 0.0,
+            "degree mean": round(float(degree.mean()), 2) if len(degree) else 0.0, "degree max": int(max(degree, default=0)),
             **{f"dropped {k}": int(n) for k, n in graph.drops.groupby("what").n.sum().items()},
             **{k: v for k, v in graph.meta.items() if isinstance(v, (int, float))}}
 
@@ -297,6 +297,10 @@ def _cui(value: str | None) -> str:
     "A concept identifier of UMLS; ReXKG repeats the name where it has none."
     return value if value and re.fullmatch(r"C\d{7}", value) else ""
 
+def _texts(value: Any) -> list[str]:
+    "A list of texts; one text is a list of one."
+    return [value] if isinstance(value, str) else list(value or ())
+
 def import_rexkg(nodes_json: str | Path, relations_csv: str | Path) -> M3KG:
     "A graph from `kg_nodes.json` and `kg_relations.csv`; counts stay as published (ReXKG doubled those of linked nodes)."
     tree = read_json(nodes_json)
@@ -304,8 +308,9 @@ def import_rexkg(nodes_json: str | Path, relations_csv: str | Path) -> M3KG:
     rows = []
     for key, v in tree.items():
         try: rows.append((key, str(v.get("Name") or key).lower(), v["entity_type"], int(v["count"]), _cui(v.get("CUI")), v.get("Definition") or "",
-                          ",".join(v.get("TUI") or []), list(v.get("Aliases") or [key]), v.get("Possibility")))
+                          ",".join(_texts(v.get("TUI"))), _texts(v.get("Aliases")) or [key], v.get("Possibility")))
         except (KeyError, TypeError, AttributeError, ValueError) as e: raise R2GenKGError(f"{nodes_json}: node {key!r}: {type(e).__name__} {e}") from None
+    if not rows: raise R2GenKGError(f"{nodes_json}: no node in it")
     nodes = pd.DataFrame(rows, columns=["key", "name", "entity_type", "count", "cui", "definition", "tui", "aliases", "possibility"])
     nodes = nodes.assign(present=nodes["count"], absent=0, uncertain=0)[list(NODE_COLUMNS)]
     raw = named_triples(relations_csv, "source_entity", "target_entity")
@@ -322,8 +327,8 @@ def named_triples(path: str | Path, *names: str) -> pd.DataFrame:
     rows = []
     for where, row in csv_rows(path, ("source_index", "target_index", "type", "count", *names)):
         if row["type"] not in RELATION_TYPES: raise R2GenKGError(f"{where}: unknown relation {row['type'][:80]!r}; expected {', '.join(RELATION_TYPES)}")
-        if not re.fullmatch(r"[1-9]\d{0,15}", row["count"]): raise R2GenKGError(f"{where}: count {row['count'][:80]!r} is no number of mentions")
-        rows.append((row["source_index"], row["target_index"], row["type"], int(row["count"]), *(row[n] for n in names)))
+        if not re.fullmatch(r"[1-9]\d{0,15}(\.0+)?", row["count"]): raise R2GenKGError(f"{where}: count {row['count'][:80]!r} is no number of mentions")
+        rows.append((row["source_index"], row["target_index"], row["type"], int(row["count"].partition(".")[0]), *(row[n] for n in names)))
     if not rows: raise R2GenKGError(f"{path}: no triple in it")
     return pd.DataFrame(rows, columns=["source", "target", "type", "count", *names])
 

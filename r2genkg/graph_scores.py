@@ -15,20 +15,20 @@ import pandas as pd
 
 from .ce import StudyStats, ratio
 from .config import R2GenKGError
-from .mentions import base_type, polarity, relation_polarities
+from .mentions import base_type, normalise, polarity, relation_polarities
 from .records import SentenceAnnotation
 
 # %% ../nbs/46_graph_scores.ipynb #graphindex
 @dataclass(frozen=True)
 class GraphIndex:
     "What the scores look up in M3KG."
-    keys: Mapping[str, str]                    # lower-cased name or alias -> node key
+    keys: Mapping[str, str]                    # normalised name or alias -> node key
     triples: frozenset[tuple[str, str, str]]   # (source key, type, target key)
     suggested: Mapping[str, frozenset[str]]    # finding key -> keys of what it suggests
 
     def key(self, name: str) -> str:
         "The node key of a name; a name that is no node stands for itself."
-        return self.keys.get(name.lower(), name.lower())
+        return self.keys.get(plain := normalise(name), plain)
 
 # %% ../nbs/46_graph_scores.ipynb #index_graph
 def index_graph(
@@ -45,8 +45,8 @@ def index_graph(
     for column in ("aliases", "name", "key"):   # later ones win: a node's own name beats another node's alias
         if column not in nodes: continue
         for key, names in zip(nodes["key"], nodes[column], strict=True):
-            keys.update((str(n).lower(), key) for n in ([names] if isinstance(names, str) else [] if names is None else names))
-    if hasattr(m3kg, "shared"): keys |= dict(zip(m3kg.shared.alias, m3kg.shared.kept))   # settled when the graph was made
+            keys.update((normalise(str(n)), key) for n in ([names] if isinstance(names, str) else [] if names is None else names))
+    if hasattr(m3kg, "shared"): keys |= {normalise(alias): kept for alias, kept in zip(m3kg.shared.alias, m3kg.shared.kept)}   # settled when the graph was made
     kept = m3kg.triples[m3kg.triples["count"] >= min_count]
     suggested = kept[kept["type"] == "suggestive_of"].groupby("source")["target"].agg(frozenset).to_dict()
     return GraphIndex(keys, frozenset(zip(kept["source"], kept["type"], kept["target"], strict=True)), suggested)

@@ -87,12 +87,13 @@ def kg_export(
     folder: Annotated[Path, typer.Argument(help="Folder of a graph.")],
     out: Annotated[Path, typer.Option(help="File or folder to write.")],
     format: Annotated[str, typer.Option(help="graphml | neo4j | pyg | ttl | rexkg")] = "graphml",
+    as_json: AsJson = False,
 ) -> None:
     "Write a graph in another program's format."
     from r2genkg.graph import M3KG
     from r2genkg.graph_io import export_graph
     export_graph(M3KG.load(folder), format, out)
-    typer.echo(f"{out}")
+    show({"file": str(out)}, as_json)
 
 @kg.command("compare")
 def kg_compare(
@@ -115,12 +116,13 @@ def kg_view(
     out: Annotated[Path, typer.Option(help=".html to write; it stands alone.")],
     size: Annotated[int, typer.Option(min=1, max=200, help="Neighbours, the most frequent ones.")] = 24,
     annotations: Annotated[Optional[Path], typer.Option(help="annotations.jsonl of the graph's reports: edges show their sentences.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     "A page of a node's neighbourhood to look at in a browser."
     from r2genkg.annotate import load_annotations
     from r2genkg.graph import M3KG
     from r2genkg.graph_io import write_page
-    typer.echo(f"{write_page(M3KG.load(folder), node, out, size, load_annotations(annotations) if annotations else ())}")
+    show({"page": str(write_page(M3KG.load(folder), node, out, size, load_annotations(annotations) if annotations else ()))}, as_json)
 
 # %% ../nbs/66_kg_commands.ipynb #kg_trace
 @kg.command("trace")

@@ -21,7 +21,7 @@ import yaml
 from .assertion import Flags, assertions
 from .config import LABELS, R2GenKGError, atomic_path
 from .lexicon import Lexicon, Term, find_phrases, load_lexicon, phrase_table, split_sentences, tokenize, words_of
-from .records import Study, csv_table
+from .records import Study, csv_table, plain_text
 from .studies import label_lines
 
 # %% ../nbs/30_labels.ipynb #mention
@@ -152,7 +152,8 @@ def label_reports(
     labeler: str | Labeler = "rules",  # rules | chexbert:FILE, or an object with `.label_all`
 ) -> pd.DataFrame:
     "The 14 labels of each report, a column each: 1 positive, 0 negative, -1 uncertain, empty not mentioned."
-    rows = get_labeler(labeler).label_all(list(texts))
+    if isinstance(texts, str): raise R2GenKGError("texts: give a list of reports, not a str")
+    rows = get_labeler(labeler).label_all([plain_text(t, f"report {n}") for n, t in enumerate(texts)])
     return pd.DataFrame(rows, columns=list(LABELS), dtype=float)
 
 # %% ../nbs/30_labels.ipynb #write_labels

@@ -311,8 +311,8 @@ def estimate_run(reports: Iterable[tuple[str, str]], out: str | Path, settings: 
 
 # %% ../nbs/19_llm_annotate.ipynb #load_llm_settings
 def load_llm_settings(spec: str) -> LLMSettings:
-    "Settings from a YAML file, or the defaults for a model name. Raises `R2GenKGError` naming the key at fault."
-    if not spec: raise R2GenKGError("annotator llm needs a model or a settings file: llm:MODEL or llm:SETTINGS.yaml")
+    "Settings from a YAML file, or the defaults for a model name (the paper's gpt-4o without one). Raises `R2GenKGError` naming the key at fault."
+    if not spec: return LLMSettings(model="gpt-4o")
     if not spec.endswith((".yaml", ".yml")): return LLMSettings(model=spec)
     tree = read_yaml(Path(spec), spec)
     try: return LLMSettings.model_validate(tree)

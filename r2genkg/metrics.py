@@ -229,8 +229,9 @@ def evaluate_files(
     _paired(hypos, list(ref_of), refs, list(hypo_of))
     if isinstance(labels, tuple) and all(isinstance(f, (str, Path)) for f in labels):
         tables = [read_labels(file) for file in labels]
-        for file, table in zip(labels, tables):
+        for at, (file, table) in enumerate(zip(labels, tables)):
             table.index = table.index.map(str)
+            tables[at] = table = table[~table.index.duplicated()]     # copies of a row are equal: `read_labels` refuses others
             _paired(file, list(ref_of), refs, list(table.index))
         labels = tuple(table.loc[list(ref_of)] for table in tables)
     options.setdefault("source", next(iter(ref_of)))

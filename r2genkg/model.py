@@ -250,7 +250,9 @@ def save_knowledge(model: R2GenKG, path: Path) -> None:
     p = model.prefix
     shape = {"dim_llm": p.dim_llm, "dim_visual": p.dim_visual, "num_visual": p.num_visual, "num_relations": p.num_relations, "prune_kg": p.prune_kg}
     kind = type(model.vision).__module__ + ":" + type(model.vision).__name__
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, {"prefix": json.dumps(shape), "vision": kind})
+    name = model.cfg.llm.name
+    home = str(Path(name).resolve()) if name != "scratch" and Path(name).exists() else ""   # a relative name is found from elsewhere, too
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, {"prefix": json.dumps(shape), "vision": kind, "llm": home})
 
 # %% ../nbs/43_model.ipynb #save_graph_parts
 def save_graph_parts(prefix: KnowledgePrefix, folder: Path) -> None:
@@ -258,7 +260,7 @@ def save_graph_parts(prefix: KnowledgePrefix, folder: Path) -> None:
     numbered, own = list(enumerate(prefix.scales)), partial(torch.clone, memory_format=torch.contiguous_format)
     tensors = {f"{i}.{name}": own(getattr(s, name).detach().cpu()) for i, s in numbered for name in ("x", "edge_index", "edge_type")}  # scales may share memory
     words = {str(i): json.dumps({"names": list(s.names), "keys": list(s.keys)}) for i, s in numbered}
-    save_file(tensors, folder / "scales.safetensors", words)
+    save_file(tensors, folder / "scales.safetensors", words or None)   # an empty description makes a file that cannot be read
     save_file({"features": prefix.bank.detach().cpu().contiguous(), "labels": prefix.bank_labels.cpu()}, folder / "bank.safetensors")
 
 def load_graph_parts(folder: Path) -> tuple[list[Any], Tensor, list[int]]:
@@ -301,7 +303,7 @@ def load_model(
         vision = vision if vision is not None else load_vision(folder / "vision", meta["vision"])
         trained = {k.removeprefix("vision."): v for k, v in tensors.items() if k.startswith("vision.")}
         if trained and vision is not None: vision.load_state_dict(trained)
-        return R2GenKG(vision, prefix, *load_llm(folder, config, device), config).to(device).eval()
+        return R2GenKG(vision, prefix, *load_llm(folder, config, device, meta.get("llm", "")), config).to(device).eval()
 
 def load_vision(folder: Path, kind: str) -> nn.Module | None:
     "The saved vision encoder: a `VisionBackbone` or a `SwinClassifier`."
@@ -311,8 +313,8 @@ def load_vision(folder: Path, kind: str) -> nn.Module | None:
     return SwinClassifier.load(folder)
 
 # %% ../nbs/43_model.ipynb #load_llm
-def load_llm(folder: Path, config: Config, device: str) -> tuple[nn.Module, Any]:
-    "Language model and tokenizer of a saved model: own weights, adapter on a base model, or the base model."
+def load_llm(folder: Path, config: Config, device: str, home: str = "") -> tuple[nn.Module, Any]:
+    "Language model and tokenizer of a saved model: own weights, adapter on a base model, or the base model, which was read from `home` if it was a file or folder."
     from transformers import AutoModelForCausalLM, AutoTokenizer
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -320,7 +322,8 @@ def load_llm(folder: Path, config: Config, device: str) -> tuple[nn.Module, Any]
             llm = AutoModelForCausalLM.from_pretrained(folder / "llm")
             return (llm if config.llm.adapter == "full" else llm.requires_grad_(False)), tokenizer
         if config.llm.name == "scratch": raise R2GenKGError(f"{folder}: the folder llm with its language model is missing; copy the folder of the run whole")
-        base, _ = load_pretrained(config.llm, device)
+        name = home if home and Path(home).exists() and not Path(config.llm.name).exists() else config.llm.name
+        base, _ = load_pretrained(config.llm.model_copy(update={"name": name}), device)
         if not (folder / "adapter").is_dir(): return base.requires_grad_(False), tokenizer
         from peft import PeftModel
         return PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True), tokenizer

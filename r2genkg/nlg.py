@@ -21,6 +21,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from .ce import StudyStats, mean_stats, ratio
 from .config import R2GenKGError
+from .records import plain_text
 from .studies import clean_report
 
 # %% ../nbs/45_nlg.ipynb #check_texts
@@ -31,12 +32,10 @@ def check_texts(
     "Both as lists, lone surrogates as `?`. Raises `R2GenKGError` for unequal lengths, no texts, something that is no text, or only empty references."
     for name, texts in (("refs", refs), ("hypos", hypos)):
         if isinstance(texts, (str, Mapping)): raise R2GenKGError(f"{name}: give a list of reports, not a {type(texts).__name__}")
-        for i, text in enumerate(texts):
-            if not isinstance(text, str): raise R2GenKGError(f"{name}[{i}]: expected text, got {type(text).__name__}")
+    refs, hypos = ([plain_text(text, f"{name}[{i}]") for i, text in enumerate(texts)] for name, texts in (("refs", refs), ("hypos", hypos)))
     if len(refs) != len(hypos): raise R2GenKGError(f"{len(refs)} references, {len(hypos)} hypotheses; scores need pairs")
     if not any(text.strip() for text in refs): raise R2GenKGError("refs: no reference has any words; nothing to compare with")
-    kept = [[text.encode(errors="replace").decode() for text in texts] for texts in (refs, hypos)]   # no scorer takes half a character
-    return kept[0], kept[1]
+    return refs, hypos
 
 # %% ../nbs/45_nlg.ipynb #family_references
 MODES = ("full-reference", "family")

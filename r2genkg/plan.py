@@ -71,8 +71,9 @@ def llm_shape(config: LLMConfig) -> LLMShape:
     gguf = find_gguf(config.name)
     try: c = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name) if gguf else AutoConfig.from_pretrained(config.name)
     except Exception as e: raise explain_load_error(config.name, e) from None
-    return LLMShape(c.hidden_size, c.num_hidden_layers, c.num_attention_heads, getattr(c, "num_key_value_heads", c.num_attention_heads),
-                    getattr(c, "intermediate_size", 4 * c.hidden_size), c.vocab_size)
+    c = c.get_text_config()                                      # of a model that also sees or hears
+    return LLMShape(c.hidden_size, c.num_hidden_layers, c.num_attention_heads, getattr(c, "num_key_value_heads", None) or c.num_attention_heads,
+                    getattr(c, "intermediate_size", None) or 4 * c.hidden_size, c.vocab_size)
 
 # %% ../nbs/41_plan.ipynb #prefix_parameters
 @lru_cache

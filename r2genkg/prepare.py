@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from .config import R2GenKGError, progress, read_json, write_json
+from .config import R2GenKGError, check_output, progress, read_json, write_json
 from .images import read_image
 from .records import SPLITS, Studies, Study, save_studies
 from .studies import FORMATS, read_studies
@@ -187,7 +187,7 @@ def _counts_file(out: Path, root: Path) -> Path:
     "Where the counts of `out` go. Raises `R2GenKGError` if a file would be lost."
     counts = out.with_suffix(".json")
     if out.suffix != ".parquet": raise R2GenKGError(f"{out}: choose a name that ends in .parquet; the counts go beside it, as .json")
-    if out.exists() and root.exists() and out.samefile(root): raise R2GenKGError(f"{out}: is the source itself; choose another --out")
+    check_output(out, root)
     if not counts.exists(): return counts
     try: earlier = {"data_set", "splits", "kept"} <= read_json(counts, dict).keys()
     except R2GenKGError: earlier = False

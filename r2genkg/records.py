@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'ENTITY_TYPES', 'RELATION_TYPES', 'Study', 'Entity', 'Relation', 'SentenceAnnotation', 'clean_value',
-           'visible', 'join_image', 'listed', 'split_name', 'hash_split', 'read_tree', 'report_key', 'csv_rows',
-           'csv_table', 'read_split_ids', 'ReadReport', 'Studies', 'collect', 'save_studies', 'load_studies',
-           'check_section', 'check_images']
+           'visible', 'plain_text', 'join_image', 'listed', 'split_name', 'hash_split', 'read_tree', 'report_key',
+           'csv_rows', 'csv_table', 'read_split_ids', 'ReadReport', 'Studies', 'collect', 'save_studies',
+           'load_studies', 'check_section', 'check_images']
 
 # %% ../nbs/02_records.ipynb #code-2
 import csv, hashlib, json, logging, math, os, re
@@ -114,6 +114,11 @@ def visible(value: Any) -> Any:
     "A text for a page without control characters, which a browser hides or obeys; other values stay. Markup is the template's business."
     return type(value)(_CONTROL.sub("\ufffd", value)) if isinstance(value, str) else value
 
+def plain_text(text: Any, where: str) -> str:
+    "The text, half characters as `?`, which no library takes. Raises `R2GenKGError` if it is no text."
+    if not isinstance(text, str): raise R2GenKGError(f"{where}: expected text, got {type(text).__name__}")
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
 def join_image(
     root: str | Path,  # folder that image paths are relative to
     name: str,         # path as a table gives it
@@ -122,7 +127,7 @@ def join_image(
     "Path of an image below `root`; refuses a path that leaves it. Whether the file exists is not asked here."
     root = os.path.normpath(root)
     path = os.path.normpath(os.path.join(root, name))
-    inside = path.startswith(root.rstrip(os.sep) + os.sep) or (root == "." and not path.startswith(("..", os.sep)))
+    inside = os.path.abspath(path).startswith(os.path.join(os.path.abspath(root), ""))   # the table may be named by a relative path, its images by absolute ones
     if not inside or _CONTROL.search(name):
         raise R2GenKGError(f"{where}: image path {name[:80]!r} lies outside the image folder {root}; mend it or give the folder with --images")
     return path
@@ -294,7 +299,7 @@ def save_studies(studies: Sequence[Study], path: str | Path) -> None:
     home = os.path.abspath(Path(path).parent)
     def stored(image: str) -> str:
         full = os.path.abspath(image)
-        return os.path.relpath(full, home) if full.startswith(home + os.sep) else full
+        return Path(os.path.relpath(full, home)).as_posix() if full.startswith(home + os.sep) else full
     rows = [{name: getattr(s, name) for name in Study.__slots__}
             | {"images": [stored(i) for i in s.images], "labels": None if s.labels is None else list(s.labels.items())} for s in studies]
     schema = _schema().with_metadata({"r2genkg": json.dumps(getattr(studies, "meta", {}))})
@@ -340,4 +345,4 @@ def check_images(studies: Iterable[Study]) -> None:
     paths = [(s.id, image) for s in studies for image in s.images]
     if missing := [pair for pair in paths if not os.path.isfile(pair[1])]:
         raise R2GenKGError(f"{missing[0][1]}: no such image file (study {missing[0][0]!r}); {len(missing)} of {len(paths)} "
-                           "images are missing; give their folder with --images (in a preset: studies.image_root)")
+                           "images are missing; give their folder with --images (in a preset: studies.image_root), or prepare the studies again if they are prepared")

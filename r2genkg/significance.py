@@ -29,6 +29,7 @@ def _count(runs: Sequence[Mapping[str, StudyStats]], keys: Sequence[str]) -> int
         if any(key not in stats for stats in runs): raise R2GenKGError(f"significance: no statistics for {key!r} in every run; METEOR needs Java")
     sizes = {len(stats[key].values) for stats in runs for key in keys}
     if len(sizes) != 1: raise R2GenKGError(f"significance: runs of {', '.join(map(str, sorted(sizes)))} studies; compare runs on the same studies")
+    if len({ids for stats in runs for key in keys if (ids := stats[key].ids)}) > 1: raise R2GenKGError("significance: the runs were scored on different studies")
     return sizes.pop()
 
 # %% ../nbs/48_significance.ipynb #weighted_scores

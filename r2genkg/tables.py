@@ -10,7 +10,7 @@ __all__ = ['COLUMNS', 'TESTED', 'TableSpec', 'load_tables', 'load_reported', 'la
 # %% ../nbs/55_tables.ipynb #code-2
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -73,7 +73,8 @@ def run_stats(run: str | Path) -> dict[str, StudyStats]:
     if not path.is_file(): raise R2GenKGError(f"{path}: no predictions; run `r2genkg evaluate` on the run")
     try:
         rows = pd.read_json(path, lines=True, dtype={"id": str})
-        return report_stats(list(rows.reference), list(rows.hypothesis), label_rows(rows.reference_labels), label_rows(rows.hypothesis_labels))
+        stats = report_stats(list(rows.reference), list(rows.hypothesis), label_rows(rows.reference_labels), label_rows(rows.hypothesis_labels))
+        return {key: replace(s, ids=tuple(rows.id)) for key, s in stats.items()}
     except (ValueError, TypeError, AttributeError, OSError, RecursionError) as e:
         raise R2GenKGError(f"{path}: not a run's predictions ({str(e).splitlines()[0][:100]}); `r2genkg evaluate` writes them again") from None
 
@@ -129,7 +130,7 @@ def paired_tests(rows: Mapping[str, Row], baseline: str, keys: Sequence[str], re
     found, own = {}, rows[baseline].stats
     for name, row in rows.items():
         seeds = sorted(set(own) & set(row.stats))
-        if name == baseline or not seeds: continue
+        if name == baseline or not seeds or any(own[s][k].ids != row.stats[s][k].ids for s in seeds for k in keys): continue   # others were studied
         found[name] = compare([own[s] for s in seeds], [row.stats[s] for s in seeds], list(keys), resamples=resamples)
     if not found: return pd.DataFrame(columns=["a", "b", "difference", "low", "high", "p", "p_holm"])
     table = pd.concat(found, names=["row"])

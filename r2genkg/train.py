@@ -6,7 +6,7 @@
 __all__ = ['trainable_state', 'load_trainable', 'collapse_warning', 'primed_statements', 'AttentionMonitor', 'EarlyStop',
            'SaveEvery', 'DataOrder', 'generate_all', 'ReportTrainer', 'rate_share', 'two_rates', 'shared_reports',
            'build_model', 'believed_scales', 'training_arguments', 'tensorboard', 'make_trainer', 'fsdp', 'run_trainer',
-           'train']
+           'check_begun', 'train']
 
 # %% ../nbs/50_train.ipynb #code-2
 import math, os, warnings
@@ -29,7 +29,7 @@ from .annotate import annotate
 from .attention import attention_spread
 from .batches import Collator, LengthGroupedSampler, TrainingData, check_held_out, make_dataset, training_texts
 from .classifier import SwinClassifier
-from .config import LABELS, Config, DecodeConfig, R2GenKGError, best_device, progress, set_seed, write_json
+from .config import LABELS, Config, DecodeConfig, R2GenKGError, best_device, fingerprint, progress, read_json, set_seed, write_json
 from .fusion import KnowledgePrefix, whiten_visual
 from .granularity import ScaleGraph
 from .graph import M3KG
@@ -302,6 +302,13 @@ def run_trainer(trainer: ReportTrainer, checkpoint: str | None) -> None:
     else: trainer.train(resume_from_checkpoint=checkpoint)
 
 # %% ../nbs/50_train.ipynb #train
+def check_begun(config: Config, data: TrainingData, work: Path) -> None:
+    "Raise `R2GenKGError` if the checkpoints in `work` are of other settings or studies; else note those of this training."
+    mine, begun = fingerprint(config, [(s.id, s.split) for s in data.studies], [list(s.x.shape) for s in data.scales]), work / "begun.json"
+    if last_checkpoint(work / "checkpoints") and begun.is_file() and read_json(begun, dict).get("hash") != mine:
+        raise R2GenKGError(f"{work}: its checkpoints are of a training with other settings or studies; remove the folder to begin anew, or name another")
+    if not int(os.environ.get("RANK", 0)): write_json(begun, {"hash": mine})
+
 def train(
     config: Config,
     data: TrainingData,
@@ -318,6 +325,7 @@ def train(
     check_held_out(data, config.train.allow_held_out)
     check_memory(config)
     model = build_model(config, data).to(best_device())
+    check_begun(config, data, work)
     trainer = make_trainer(config, data, model, work)
     run_trainer(trainer, last_checkpoint(work / "checkpoints"))
     if fsdp(): trainer.save_model(str(work / "final"))

@@ -182,7 +182,7 @@ TOKEN_COLUMNS = ("study", "view", "image", "label", "x0", "y0", "x1", "y1", "cam
 def _stored(image: str, folder: Path) -> str:
     "Path of an image as the bank stores it: relative where both lie in the same folder, so that this can be moved."
     home, full = os.path.abspath(folder.parent), os.path.abspath(image)
-    return os.path.relpath(full, folder) if full.startswith(home + os.sep) else full
+    return Path(os.path.relpath(full, folder)).as_posix() if full.startswith(home + os.sep) else full
 
 @dataclass
 class VisionTokens:

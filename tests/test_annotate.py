@@ -1,4 +1,5 @@
 """The rules annotator and replay against real answers and phantoms; streams in bounded memory."""
+import json
 import time
 import tracemalloc
 from collections import Counter
@@ -7,11 +8,15 @@ import numpy as np
 import pytest
 
 from r2genkg import lexicon
-from r2genkg.annotate import Replay, annotate, iter_annotations, load_annotations, save_annotations
+from r2genkg.annotate import Replay, annotate, iter_annotations, load_annotations, read_answers, save_annotations
 from r2genkg.assertion import assertions
+from r2genkg.batches import study_labels
+from r2genkg.config import R2GenKGError
 from r2genkg.grammar import write_report
+from r2genkg.labels import label_reports
 from r2genkg.lexicon import split_sentences, tokenize
 from r2genkg.phantom import sample_findings
+from r2genkg.records import Study
 from r2genkg.rules import RulesAnnotator
 
 
@@ -136,3 +141,26 @@ def test_annotations_survive_the_disk(tmp_path):
     assert save_annotations(tmp_path / "a.jsonl", iter(pairs)) == 21
     assert list(load_annotations(tmp_path / "a.jsonl")) == pairs
     assert annotate([" ".join(s.text for s in pairs[3][1])], f"replay:{tmp_path / 'a.jsonl'}")[0] == pairs[3][1]
+
+
+def test_a_last_line_without_its_end_is_read_if_it_is_whole(tmp_path):
+    save_annotations(tmp_path / "a.jsonl", ((str(n), annotate(["No effusion."])[0]) for n in range(3)))
+    whole = (tmp_path / "a.jsonl").read_text()
+    for text, count in ((whole[:-1], 3), (whole[:-9], 2)):
+        (tmp_path / "a.jsonl").write_text(text)
+        assert len(list(load_annotations(tmp_path / "a.jsonl", partial=True))) == count
+
+
+def test_a_sentence_that_a_report_says_twice_is_replayed_twice(tmp_path):
+    rows = [{"doc_key": f"x_{n}", "sentences": "Small effusion.", "entities": {"effusion": "disorder_present"}, "relations": []} for n in range(2)]
+    (tmp_path / "r.json").write_text(json.dumps(rows))
+    assert [len(sentences) for _, _, sentences in read_answers(tmp_path / "r.json", Counter())] == [2]
+
+
+def test_what_is_no_list_of_texts_is_told():
+    for call in (annotate, label_reports):
+        with pytest.raises(R2GenKGError, match="give a list of reports"): call("No effusion.")
+        for odd in (None, float("nan")):
+            with pytest.raises(R2GenKGError, match="expected text, got"): call(["No effusion.", odd])
+        assert len(call(["No effusion \ud800."])) == 1
+    assert study_labels([Study("a", (), "Large effusion.", labels={})]).isna().all(axis=None)      # labelled: nothing mentioned

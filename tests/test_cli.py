@@ -118,7 +118,9 @@ def test_graph_from_a_table(run, tmp_path):
     run("kg", "build", "--studies", "t.csv", "--out", "g", "--min-count", "1", cwd=tmp_path)
     stats = json.loads(run("kg", "stats", "g", "--json", cwd=tmp_path).stdout)
     assert stats["nodes"] >= 4
-    run("kg", "export", "g", "--format", "graphml", "--out", "g.graphml", cwd=tmp_path)
+    assert json.loads(run("kg", "export", "g", "--format", "graphml", "--out", "g.graphml", "--json", cwd=tmp_path).stdout) == {"file": "g.graphml"}
+    assert json.loads(run("kg", "view", "g", "--node", "effusion", "--out", "v.html", "--json", cwd=tmp_path).stdout) == {"page": "v.html"}
+    assert "demo" in json.loads(run("presets", "--json", cwd=tmp_path).stdout)
     assert json.loads(run("kg", "compare", "g", "g", "--json", cwd=tmp_path).stdout)
 
 
@@ -213,3 +215,11 @@ def test_the_program_ends_as_its_commands_do(tmp_path):
 def test_missing_folders(run, tmp_path):
     for command in (["kg", "stats", "none"], ["evaluate", "none"], ["score", "--refs", "no.json", "--hypos", "no.json"], ["label", "no.csv", "--out", "l.csv"]):
         assert "no" in run(*command, cwd=tmp_path, expect=1).stderr
+
+
+def test_no_command_writes_over_what_it_reads(run, tmp_path):
+    _table(tmp_path)
+    before = (tmp_path / "t.csv").read_text()
+    for command in (["label", "t.csv", "--out", "t.csv"], ["annotate", "t.csv", "--out", "t.csv"], ["extract", "run", "--studies", "t.csv", "--model", "m", "--out", "t.csv"]):
+        assert "is the source itself" in run(*command, cwd=tmp_path, expect=1).stderr
+    assert (tmp_path / "t.csv").read_text() == before

@@ -1,6 +1,7 @@
 """Grids, tables, probes and figures on runs of seconds: every stage is real, nothing is learnt well."""
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 
 from r2genkg import tables as room
 from r2genkg.config import LABELS, R2GenKGError, load_config
-from r2genkg.experiments import Grid, Variant, grid_jobs, grid_names, load_grid, run_grid
+from r2genkg.experiments import Grid, Variant, grid_jobs, grid_names, latex, load_grid, run_grid
 from r2genkg.figures import run_figures, study_figures
+from r2genkg.pipeline import STAGES, run_pipeline, stage_hash
 from r2genkg.probes import edge_weight, predict, score, weaken
 from r2genkg.report import load_run
+from r2genkg.significance import compare
 from r2genkg.studies import load_studies
 
 HERE = Path(__file__).resolve().parent
@@ -213,3 +216,41 @@ def test_paper_notebooks_were_executed(path):
 def test_labels_of_predictions():
     table = room.label_rows([["Edema"], [], ["No Finding", "Fracture"]])
     assert list(table.columns) == list(LABELS) and table.sum().sum() == 3
+
+
+# Choices that only a late stage would refuse
+
+@pytest.mark.parametrize("change, word", [("tokens.method=foo", "unknown CAM"), ("tokens.patch=17", "does not divide"), ("llm.prompt=x", "{image}"),
+                                          ("graph.annotator=foo", "annotator 'foo' is unknown")])
+def test_choices_are_checked_before_the_first_stage(tmp_path, change, word):
+    config = load_config("demo", [*TINY, change])
+    with pytest.raises(R2GenKGError, match=word): run_pipeline(config, tmp_path / "r", "studies")
+    assert not (tmp_path / "r" / "studies").exists()
+
+
+@pytest.mark.parametrize("change, word", [("classifier.depths=[2]", "1 stages, heads 2"), ("model.max_nodes=10", "model.max_nodes is 10")])
+def test_configurations_that_contradict_themselves(change, word):
+    with pytest.raises(R2GenKGError, match=word): load_config("demo", [change])
+
+
+def test_a_prompt_needs_no_quotes():
+    for prompt in ("{image}", "Human: <Img>{image}</Img>"): assert load_config("demo", [f"llm.prompt={prompt}"]).llm.prompt == prompt
+
+
+def test_label_files_beside_the_studies_count(tmp_path):
+    (tmp_path / "a.csv").write_text("x")
+    config = load_config("demo", [f"studies.path={tmp_path / 'a.csv'}"])
+    before = stage_hash(STAGES[0], config, {})
+    (tmp_path / "chexbert_labels").mkdir()
+    (tmp_path / "chexbert_labels" / "findings_fixed.json").write_text("{}")
+    assert stage_hash(STAGES[0], config, {}) != before
+
+
+def test_runs_on_other_studies_are_not_tested_against_each_other(outcomes):
+    full = next(o.run for o in outcomes if o.variant == "full")
+    stats = room.run_stats(full)
+    other = {k: replace(s, ids=tuple(f"other {i}" for i in s.ids)) for k, s in stats.items()}
+    rows = {"a": room.Row({1: stats}), "b": room.Row({1: other}), "c": room.Row({1: stats})}
+    assert set(room.paired_tests(rows, "a", ["BLEU-4"], 100).index.get_level_values("row")) == {"c"}
+    with pytest.raises(R2GenKGError, match="different studies"): compare(stats, other, ["BLEU-4"])
+    assert "\\{x\\} \\$1\\textasciicircum{}2" in latex(pd.DataFrame({"a": ["{x} $1^2"]}))

@@ -18,6 +18,7 @@ from r2genkg.config import R2GenKGError
 from r2genkg.granularity import embed_texts, induced_edges, order_frequency, order_ppr, order_triples, pagerank, prefix_edges
 from r2genkg.graph import M3KG, build_graph, edge_sentences, find_node, graph_from_counts, stated_triples
 from r2genkg.graph_io import WRITERS, compare_graphs, export_graph, import_m3kg, rexkg_pairs, write_page
+from r2genkg.graph_scores import graph_scores
 from r2genkg.linker import Concept, TableLinker
 from r2genkg.mentions import count_reports, normalise
 from r2genkg.merging import GraphOptions
@@ -438,3 +439,30 @@ HEADER = "source_index,target_index,source_entity,target_entity,type,count\n"
 def test_triples_are_read_strictly(tmp_path, rows, said):
     (tmp_path / "r.csv").write_text(HEADER + rows)
     with pytest.raises(R2GenKGError, match=f"r.csv.*{said}"): import_m3kg(tmp_path / "r.csv")
+
+
+def test_an_empty_graph_has_numbers_and_is_not_imported(tmp_path):
+    graph = graph_of(said(("edema", "disorder_present")), **ALL)
+    empty = M3KG(graph.nodes[:0], graph.triples[:0])
+    assert empty.stats()["nodes"] == empty.stats()["components"] == empty.stats()["degree max"] == 0
+    (tmp_path / "n.json").write_text("{}")
+    (tmp_path / "r.csv").write_text("source_index,target_index,type,count,source_entity,target_entity\na,b,modify,3.0,a,b\n")
+    with pytest.raises(R2GenKGError, match="n.json: no node in it"): M3KG.from_rexkg(tmp_path / "n.json", tmp_path / "r.csv")
+    one = {"entity_type": "disorder", "count": 3, "TUI": "T047", "Aliases": "edema"}
+    (tmp_path / "n.json").write_text(json.dumps({"a": one | {"Name": "edema"}, "b": one | {"Name": "oedema", "Aliases": ["oedema"]}}))
+    found = M3KG.from_rexkg(tmp_path / "n.json", tmp_path / "r.csv")
+    assert list(found.nodes.tui) == ["T047"] * 2 and list(found.nodes.aliases[0]) == ["edema"] and list(found.triples["count"]) == [3]
+
+
+def test_a_graph_needs_its_nodes_and_triples_only(tmp_path):
+    graph = graph_of(said(("edema", "disorder_present")), **ALL)
+    graph.save(tmp_path / "g")
+    for name in ("subgraphs", "merges", "drops", "stages", "shared"): (tmp_path / "g" / f"{name}.parquet").unlink(missing_ok=True)
+    assert list(M3KG.load(tmp_path / "g").nodes.key) == ["edema"]
+
+
+def test_hyphenated_nodes_are_found_in_reports():
+    for device in ("Port-A-Cath", "Pacemaker"):
+        graph = build_graph([("r", annotate([f"{device} in the superior vena cava."])[0])], GraphOptions(**ALL))
+        scores = graph_scores(annotate([f"{device} is present."]), annotate([f"{device} in the superior vena cava."]), graph)
+        assert scores["graph/hallucinated_triples"] > 0, device

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from r2genkg.config import DecodeConfig, R2GenKGError, load_config, override
 from r2genkg.decode import generate_ids, prefill
 from r2genkg.fusion import KnowledgePrefix
-from r2genkg.llm import build_llm, find_gguf
+from r2genkg.llm import build_llm, check_savable, find_gguf, llm_dtype
 from r2genkg.model import R2GenKG, VisionBackbone, encode_targets
 from r2genkg.plan import cache_bytes, fitting_configs, llm_shape, memory_advice, memory_plan, plan_rows, study_tokens
 from r2genkg.qformer import read_tensors
@@ -337,3 +337,43 @@ def test_qlora_on_pretrained_smollm2(tmp_path, monkeypatch, visual):
         optimiser.zero_grad(); loss.backward(); optimiser.step(); losses.append(float(loss))
     assert losses[-1] < losses[0] - 0.5
     assert len(model.generate(visual=visual[:1], decode=DECODE)) == 1
+
+
+def test_a_model_without_graph_is_read_again(tmp_path, visual):
+    config = load_config("demo", [*SMALL, "model.use_graph=false", "model.use_retrieval=false"])
+    llm, tokenizer = build_llm(config.llm, REPORTS * 10, device="cpu")
+    model = R2GenKG(None, KnowledgePrefix(config.model, dim_llm=config.llm.hidden), llm, tokenizer, config).eval()
+    model.save(tmp_path / "m")
+    assert R2GenKG.load(tmp_path / "m").generate(visual=visual, decode=DECODE) == model.generate(visual=visual, decode=DECODE)
+
+
+def test_a_relative_language_model_is_found_from_elsewhere(tmp_path, monkeypatch, visual):
+    config = load_config("demo", SMALL)
+    llm, tokenizer = build_llm(config.llm, REPORTS * 10, device="cpu")
+    llm.save_pretrained(tmp_path / "mine"); tokenizer.save_pretrained(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    config = override(config, ["llm.name=mine", "llm.adapter=lora"])
+    prefix = KnowledgePrefix(config.model, [toy_scale(n) for n in (8, 12, 16)], torch.randn(30, 20), dim_llm=config.llm.hidden)
+    R2GenKG(None, prefix, *build_llm(config.llm, device="cpu"), config).save("run")
+    (tmp_path / "elsewhere").mkdir(); monkeypatch.chdir(tmp_path / "elsewhere")
+    assert R2GenKG.load("../run").cfg.llm.name == "mine"
+
+
+def test_precision_that_cannot_work_is_refused():
+    with pytest.raises(R2GenKGError, match="cannot be trained in float16"): check_savable(load_config("demo", ["llm.dtype=float16"]).llm)
+    assert llm_dtype(load_config("demo", ["llm.adapter=frozen", "llm.dtype=float32"]).llm, "cuda:1") == torch.float32
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+        assert llm_dtype(load_config("demo", ["llm.adapter=frozen", "llm.dtype=auto"]).llm, "cuda:1") == torch.bfloat16
+
+
+def test_beams_of_a_model_whose_values_are_narrower_than_its_keys():
+    """Multi-head latent attention makes keys and values in the layer: its beams are written apart."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+    torch.manual_seed(0)
+    llm = DeepseekV3ForCausalLM(DeepseekV3Config(vocab_size=60, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+                                                 num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, q_lora_rank=16, kv_lora_rank=16,
+                                                 qk_rope_head_dim=8, v_head_dim=8, qk_nope_head_dim=8, first_k_dense_replace=2)).eval()
+    tokenizer = SimpleNamespace(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    ids = [generate_ids(llm, tokenizer, torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(1)), DECODE, share) for share in (True, False)]
+    assert torch.equal(*ids)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r2genkg.config import LABELS, R2GenKGError
+from r2genkg.config import LABELS, R2GenKGError, read_json
 from r2genkg.images import ImageCache, load_image, read_image, to_pixels
+from r2genkg.records import join_image
 from r2genkg.studies import (SPLITS, check_images, clean_report, load_studies, read_openi_package, read_studies,
                              save_studies)
 
@@ -252,3 +253,16 @@ def test_every_png_mode(tmp_path, mode):
 def test_path_names_are_kept(tmp_path):
     (tmp_path / "own.csv").write_text("id,image,findings,patient\na,sub dir/\u00e9.png,Clear.,p\n")
     assert Path(read_studies(tmp_path / "own.csv")[0].images[0]) == tmp_path / "sub dir" / "\u00e9.png"
+
+
+def test_absolute_paths_in_a_table_with_a_relative_name(tmp_path, monkeypatch):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "a.csv").write_text(f"id,image,findings\n1,{tmp_path / 'c' / 'x.png'},Clear.\n")
+    monkeypatch.chdir(tmp_path)
+    assert [s.images for s in read_studies("c/a.csv")] == [s.images for s in read_studies(tmp_path / "c" / "a.csv")] == [(str(tmp_path / "c" / "x.png"),)]
+    with pytest.raises(R2GenKGError, match="outside the image folder"): join_image("c", "../y.png", "here")
+
+
+def test_json_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "a.json") == {"a": 1}
