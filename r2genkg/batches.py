@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
@@ -29,7 +28,7 @@ from .labels import label_reports
 from .model import R2GenKG, target_ids
 from .records import Study, report_key
 from .studies import clean_report
-from .tensors import load_tensors, weights_key
+from .tensors import weights_key
 from .vision_tokens import VisionTokens
 
 # %% ../nbs/49_batches.ipynb #trainingdata
@@ -160,22 +159,24 @@ def image_reader(studies: Sequence[Study], cache: ImageCache, max_views: int) ->
     return lambda i: cache.read(studies[i].images[:max_views])
 
 @torch.inference_mode()
-def encode_views(model: R2GenKG, images: Callable[[int], np.ndarray], count: int, batch_size: int = 32) -> Tensor:
-    "Mean vision tokens (S, 49, C) of every study, for a frozen vision encoder."
-    parts = []
+def encode_views(model: R2GenKG, images: Callable[[int], np.ndarray], count: int, path: Path, batch_size: int = 32) -> None:
+    "Write the mean vision tokens (S, 49, C) of every study, for a frozen vision encoder, as .npy: those of a large corpus do not fit into memory."
+    rows = None
     for start in progress(range(0, count, batch_size), "encoding images", total=-(-count // batch_size)):
         views = views_to_pixels([images(i) for i in range(start, min(start + batch_size, count))])
-        parts.append(model.encode(**{k: v.to(model.device) for k, v in views.items()}).cpu())
-    return torch.cat(parts)
+        found = model.encode(**{k: v.to(model.device) for k, v in views.items()}).float().cpu().numpy()
+        if rows is None: rows = np.lib.format.open_memmap(path, "w+", found.dtype, (count, *found.shape[1:]))
+        rows[start:start + len(found)] = found
 
 def cached_features(config: Config, model: R2GenKG, studies: Sequence[Study], images: Callable[[int], np.ndarray], cache_dir: Path) -> Tensor:
     "`encode_views` of these studies, read from `cache_dir` where these images and weights were encoded before."
     views = [[image_key(path) for path in s.images[:config.studies.max_views]] for s in studies]
-    path = cache_dir / f"features-{fingerprint(weights_key(model.vision), config.studies.image_size, model.device.type, views)}.safetensors"
+    path = cache_dir / f"features-{fingerprint(weights_key(model.vision), config.studies.image_size, model.device.type, views)}.npy"
     with FileLock(path.with_suffix(".lock")):     # of several processes the first encodes
         if not path.is_file():
-            with atomic_path(path) as tmp: save_file({"visual": encode_views(model, images, len(studies)).contiguous()}, tmp)
-    return load_tensors(path, ["visual"])[0]["visual"]
+            with atomic_path(path) as tmp: encode_views(model, images, len(studies), tmp)
+    try: return torch.from_numpy(np.load(path, mmap_mode="c"))
+    except (ValueError, OSError, EOFError) as e: raise R2GenKGError(f"{path}: damaged ({str(e)[:80]}); remove it, and it is made again") from None
 
 # %% ../nbs/49_batches.ipynb #make_dataset
 def make_dataset(config: Config, model: R2GenKG, studies: Sequence[Study], cache_dir: Path) -> ReportDataset:
