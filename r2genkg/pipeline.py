@@ -35,7 +35,7 @@ from .records import check_images, check_section, report_key
 from .studies import Study, load_studies, read_openi_package, read_studies, save_studies
 from .tensors import free_memory
 from .train import train
-from .vision_tokens import VisionTokens, cam_class, extract_tokens
+from .vision_tokens import VisionTokens, check_method, extract_tokens
 
 # %% ../nbs/52_pipeline.ipynb #stage
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _files_at(value: str) -> list[tuple[str, int, int]]:
 def check_choices(config: Config) -> None:
     "Raise `R2GenKGError` for a choice that only a late stage would refuse, after hours."
     prompt_sides(config.llm.prompt)
-    cam_class(config.tokens.method)
+    check_method(config.tokens.method)
     check_annotator(config.graph.annotator)
     size, patch = config.studies.image_size, config.tokens.patch
     if size % patch: raise R2GenKGError(f"tokens.patch is {patch}, which does not divide studies.image_size {size}")
