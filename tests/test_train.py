@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from transformers import TrainerCallback
 
 from r2genkg import train as room
 from r2genkg.batches import FILLER, Collator, make_dataset
-from r2genkg.config import R2GenKGError, set_seed
+from r2genkg.config import R2GenKGError, load_config, set_seed
 from r2genkg.fusion import label_losses
 from r2genkg.model import R2GenKG
 from r2genkg.tensors import last_checkpoint
-from r2genkg.train import build_model, generate_all, make_trainer, train
+from r2genkg.train import build_model, check_begun, generate_all, make_trainer, train
 
 
 @pytest.fixture(scope="module")
@@ -349,3 +350,13 @@ def test_faults_are_told_before_training(data, tmp_path, monkeypatch):
     with pytest.raises(R2GenKGError, match="align_weight"): build_model(settings("model.align_weight=1"), nameless)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(R2GenKGError, match="evals_per_epoch=0"): train(settings("train.evals_per_epoch=1"), data, tmp_path / "run")
+
+
+def test_checkpoints_of_another_training_are_refused(tmp_path):
+    data = SimpleNamespace(studies=[], scales=[])
+    check_begun(load_config("demo"), data, tmp_path)
+    check_begun(load_config("demo", ["train.lr=0.5"]), data, tmp_path)      # nothing trained yet: the new settings count
+    (tmp_path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    check_begun(load_config("demo", ["train.lr=0.5"]), data, tmp_path)
+    with pytest.raises(R2GenKGError, match="other settings or studies"): check_begun(load_config("demo"), data, tmp_path)
