@@ -249,19 +249,21 @@ def save_graph(graph: M3KG, folder: str | Path) -> None:
     with atomic_path(folder) as tmp:
         tmp.mkdir()
         for name in _TABLES: getattr(graph, name).to_parquet(tmp / f"{name}.parquet", index=False)
-        write_json(tmp / "meta.json", graph.meta)
+        write_json(tmp / "meta.json", graph.meta | {"tables": list(_TABLES)})
 
 def load_graph(folder: str | Path) -> M3KG:
     "Read what `save_graph` wrote; raises `R2GenKGError` naming a missing file or column."
     folder, tables = Path(folder), {}
     if not (folder / "nodes.parquet").is_file(): raise R2GenKGError(f"{folder}: no graph here (nodes.parquet is missing); make one with `r2genkg kg build`")
+    meta = read_json(folder / "meta.json", dict)
+    needed = {"nodes", "triples", *(meta.pop("tables", ()) or ())}       # a graph made elsewhere may have no others
     for name, columns in _TABLES.items():
-        if name not in ("nodes", "triples") and not (folder / f"{name}.parquet").exists(): continue   # how it was made may be missing
+        if name not in needed and not (folder / f"{name}.parquet").exists(): continue
         try: tables[name] = pd.read_parquet(folder / f"{name}.parquet")
         except Exception as e:  # readers of damaged files raise many kinds
             raise R2GenKGError(f"{folder / name}.parquet: not readable ({str(e).splitlines()[0][:100]})") from None
         if missing := [c for c in columns if c not in tables[name]]: raise R2GenKGError(f"{folder / name}.parquet: no column {', '.join(missing)}")
-    return M3KG(**tables, meta=read_json(folder / "meta.json", dict))
+    return M3KG(**tables, meta=meta)
 
 # %% ../nbs/27_graph.ipynb #graph_stats
 def inner_triples(graph: M3KG) -> pd.DataFrame:

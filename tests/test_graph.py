@@ -457,7 +457,9 @@ def test_an_empty_graph_has_numbers_and_is_not_imported(tmp_path):
 def test_a_graph_needs_its_nodes_and_triples_only(tmp_path):
     graph = graph_of(said(("edema", "disorder_present")), **ALL)
     graph.save(tmp_path / "g")
-    for name in ("subgraphs", "merges", "drops", "stages", "shared"): (tmp_path / "g" / f"{name}.parquet").unlink(missing_ok=True)
+    for name in ("subgraphs", "merges", "drops", "stages", "shared"): (tmp_path / "g" / f"{name}.parquet").unlink()
+    with pytest.raises(R2GenKGError, match="subgraphs.parquet: not readable"): M3KG.load(tmp_path / "g")       # it was there
+    (tmp_path / "g" / "meta.json").write_text("{}")                                                            # made elsewhere
     assert list(M3KG.load(tmp_path / "g").nodes.key) == ["edema"]
 
 
