@@ -1,6 +1,6 @@
 """Two questions that the paper leaves open, from the runs of the grid `questions`: denoising of 500 nodes, alignment of queries.
 
-    r2genkg tables --grid questions --out runs/questions       # ten runs of the preset demo, one seed
+    r2genkg tables --grid questions --out runs/questions       # nine runs of the preset demo, one seed
     python benchmarks/questions.py runs/questions              # prints JSON; --out FILE also writes it
 
 Of each variant its scores with 95 % intervals over test studies, and its difference from the first row of its table with
