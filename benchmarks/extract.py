@@ -36,7 +36,6 @@ from r2genkg.records import SentenceAnnotation
 from r2genkg.relation_model import MarkerModel, find_relations, possible_pairs, train_relations
 from r2genkg.rules import RulesAnnotator
 from r2genkg.rules import find_relations as rule_relations
-from r2genkg.studies import read_texts
 
 
 def self_agreement(reports: list) -> dict:
@@ -53,8 +52,7 @@ def entities(args: argparse.Namespace, config: ExtractConfig) -> dict | str:
     if not path.exists(): return "not run: file not here"
     reports, start = read_annotations(path), time.perf_counter()
     done = (args.work / "model" / "extract.json").exists()
-    texts = [text for _, text in read_texts(args.unlabeled)] if args.unlabeled else []
-    model = ExtractModel.load(args.work / "model") if done else train_extract(reports, args.work / "model", config, unlabeled=texts)
+    model = ExtractModel.load(args.work / "model") if done else train_extract(reports, args.work / "model", config)
     seconds = None if done else round(time.perf_counter() - start)
     parts, engine = split_reports(reports, config.dev, config.test, config.seed, config.strict), RulesAnnotator()
     result = {"config": model.config.model_dump(), "sentences": {k: len(v) for k, v in parts.items()}, "distinct": {k: len(distinct_sentences(v)) for k, v in parts.items()},
@@ -124,14 +122,12 @@ def main() -> None:
     parser.add_argument("--relation-epochs", type=int, default=ExtractConfig().relation_epochs)
     parser.add_argument("--no-lexicon", action="store_true", help="without the vocabulary as an input of the entity model")
     parser.add_argument("--members", type=int, default=1, help="entity models of other seeds that answer together")
-    parser.add_argument("--students", type=int, default=0, help="more of them, which also learn from the reports of --unlabeled")
-    parser.add_argument("--unlabeled", type=Path, help="studies whose findings need no annotations")
     parser.add_argument("--refit", action="store_true", help="train anew on the development part too")
     parser.add_argument("--recurring", action="store_true", help="deal reports, whose sentences recur, instead of sentences")
     parser.add_argument("--reports", type=int, default=100, help="of the speed test")
     args = parser.parse_args()
     config, wanted = ExtractConfig(encoder=args.encoder, epochs=args.epochs, relation_epochs=args.relation_epochs, lexicon=not args.no_lexicon,
-                                   members=args.members, students=args.students, refit=args.refit, strict=not args.recurring), args.parts.split(",")
+                                   members=args.members, refit=args.refit, strict=not args.recurring), args.parts.split(",")
     result = read_json(args.out) if args.out and Path(args.out).exists() else {}
     result["machine"] = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}"
     rng = np.random.default_rng(20_261)

@@ -92,7 +92,7 @@ ROWS: tuple[tuple[str, str, Callable, str], ...] = (
     ("QLoRA on pretrained weights, SmolLM2-135M in NF4, 600 drawn studies, two passes, two threads", "qlora", qlora, "qlora.py RUN"),
     ("Rules annotator and labeler", "annotate", annotation, "annotate.py"),
     ("Entity model, trained on four fifths of 500 answers of GPT-4o", "extract", entities,
-     "extract.py --parts entities --recurring --refit --epochs 5 --members 3 --students 2 --unlabeled FILE"),
+     "extract.py --parts entities --recurring --refit --epochs 5 --members 3"),
     ("Nodes and edges of a graph at multiples of ReXKG's size, against its loops", "graph", loops, "graph.py --rexkg FOLDER"),
     ("Graph from reports, with a memory of sentences", "growth", growth, "graph.py --growth 10000 50000 250000"),
     ("Graph from reports, every sentence annotated anew", "growth_uncached", growth, "graph.py --growth 10000 50000 250000 --cache 0"))

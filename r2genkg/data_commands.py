@@ -131,8 +131,6 @@ def extract_train(
     test: Annotated[Optional[float], typer.Option(help="Share of reports held back and scored; 0: train on all.")] = None,
     dev: Annotated[Optional[float], typer.Option(help="Share of reports that picks the best epoch; 0: the last.")] = None,
     members: Annotated[Optional[int], typer.Option(help="Entity models of other seeds that answer together.")] = None,
-    students: Annotated[Optional[int], typer.Option(help="More of them, which also learn what the others find in the reports of --unlabeled.")] = None,
-    unlabeled: Annotated[Optional[Path], typer.Option(help="Studies in any readable form; their findings need no annotations. With --students.")] = None,
     refit: Annotated[bool, typer.Option("--refit", help="Once the development part has picked the bar, train anew on it too.")] = False,
     recurring: Annotated[bool, typer.Option("--recurring", help="Parts may share sentences, as reports of a corpus do; else what is scored was never seen.")] = False,
     relations: Annotated[str, typer.Option(help="auto | model | rules | none; auto: a model if the annotations have relations, else rules.")] = "auto",
@@ -143,13 +141,11 @@ def extract_train(
     from pydantic import ValidationError
     from r2genkg.entity_model import ExtractConfig
     from r2genkg.extract import read_annotations, train_extract
-    from r2genkg.studies import read_texts
     options = {"encoder": encoder, "epochs": epochs, "relation_epochs": relation_epochs, "batch_size": batch_size, "lr_encoder": lr_encoder, "test": test, "dev": dev,
-               "members": members, "students": students, "refit": refit or None, "strict": False if recurring else None, "seed": seed}
+               "members": members, "refit": refit or None, "strict": False if recurring else None, "seed": seed}
     try: config = ExtractConfig(**{k: v for k, v in options.items() if v is not None})
     except ValidationError as e: raise R2GenKGError(f"--{str(e.errors()[0]['loc'][0]).replace('_', '-')}: {e.errors()[0]['msg']}") from None
-    texts = [text for _, text in read_texts(unlabeled)] if unlabeled else []
-    model = train_extract(read_annotations(annotations), out, config, relations, texts)
+    model = train_extract(read_annotations(annotations), out, config, relations)
     show((model.scores or {}) | {"relations from": model.relation_source, "folder": str(out)}, as_json)
 
 # %% ../nbs/67_data_commands.ipynb #extract_run

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['HINTS', 'ExtractConfig', 'lexicon_hints', 'SpanModel', 'SpanEnsemble', 'word_inputs', 'entity_example', 'pad_rows',
            'collate_spans', 'decode_spans', 'in_batches', 'find_spans', 'two_rates', 'class_f1', 'fit',
-           'train_entities', 'mark_sentences', 'train_student']
+           'train_entities']
 
 # %% ../nbs/21_entity_model.ipynb #code-2
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from .config import R2GenKGError, Section, best_device, fingerprint, set_seed
+from .config import R2GenKGError, Section, best_device, set_seed
 from .examples import WordPieces, cut_windows, f1
-from .records import ENTITY_TYPES, Entity, SentenceAnnotation
+from .records import ENTITY_TYPES, SentenceAnnotation
 from .rules import find_entities
 from .tensors import one_card, progress_callback, train_once
 
@@ -43,8 +42,6 @@ class ExtractConfig(Section):
     dev: float = Field(0.1, ge=0, lt=1)  # share of reports that picks the best epoch
     test: float = Field(0.2, ge=0, lt=1) # share of reports held back and scored once
     members: int = Field(1, ge=1)        # entity models of other seeds, whose log-probabilities are averaged (1)
-    students: int = Field(0, ge=0)       # more of them, which also learn what the members find in reports without annotations (0)
-    taught: int = Field(6000, ge=1)      # sentences that students learn from at most
     refit: bool = False                  # once dev has picked the bar, train anew on train and dev together
     strict: bool = True                  # no sentence in two parts; false: reports are dealt, and sentences recur as in a corpus
     seed: int = 42
@@ -232,30 +229,3 @@ def train_entities(
     def examples(sentences: Sequence[SentenceAnnotation]) -> list[dict]:
         return [entity_example(w, pieces, config.max_width, config.lexicon) for s in sentences for w in cut_windows(s, pieces)]
     return fit(model, examples(train), examples(dev), lambda batch: collate_spans(batch, pieces.pad), config, config.epochs, Path(work), "entity model")
-
-# %% ../nbs/21_entity_model.ipynb #mark_sentences
-def mark_sentences(
-    teachers: nn.Module,                 # `SpanEnsemble`
-    sentences: Sequence[SentenceAnnotation],  # without annotations
-    pieces: WordPieces,
-    config: ExtractConfig,               # at most `taught` sentences are taken, by chance
-) -> list[SentenceAnnotation]:           # those where something was found
-    "Sentences with the entities that the teachers find."
-    chosen = sorted(sentences, key=lambda s: fingerprint(config.seed, s.text))[:config.taught]
-    windows = [w for s in chosen for w in cut_windows(s, pieces)]
-    spans = find_spans(teachers, [w.tokens for w in windows], pieces, 4 * config.batch_size, config.lexicon)
-    return [replace(w, entities=tuple(Entity(a, b, ENTITY_TYPES[k]) for a, b, k in found)) for w, found in zip(windows, spans, strict=True) if found]
-
-def train_student(
-    model: SpanModel,                    # fresh
-    taught: Sequence[SentenceAnnotation],  # of `mark_sentences`
-    train: Sequence[SentenceAnnotation],
-    dev: Sequence[SentenceAnnotation],
-    pieces: WordPieces,
-    config: ExtractConfig,
-    work: str | Path,                    # checkpoints; a second call goes on from them
-) -> list[dict]:
-    "Train on taught and annotated sentences for two epochs, then on the annotated ones for three; gives the log of the second part."
-    both, alone = (config.model_copy(update={"epochs": n, "lr_encoder": config.lr_encoder / k, "lr_head": config.lr_head / k}) for n, k in ((2, 1), (3, 3)))
-    train_entities(model, [*train, *taught], [], pieces, both, Path(work) / "both")
-    return train_entities(model, train, dev, pieces, alone, Path(work) / "alone")

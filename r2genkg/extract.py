@@ -22,8 +22,8 @@ from . import __version__
 from .annotate import annotation_line, read_answers, register_annotator
 from .assertion import assertions
 from .config import R2GenKGError, atomic_path, best_device, file_marks, fingerprint, progress, read_json, set_seed, write_json
-from .entity_model import ExtractConfig, SpanEnsemble, SpanModel, find_spans, mark_sentences, train_entities, train_student
-from .examples import WordPieces, cut_windows, distinct_sentences, encoder_source, join_windows, open_encoder, other_sentences, score_annotations, split_reports
+from .entity_model import ExtractConfig, SpanEnsemble, SpanModel, find_spans, train_entities
+from .examples import WordPieces, cut_windows, distinct_sentences, encoder_source, join_windows, open_encoder, score_annotations, split_reports
 from .lexicon import split_sentences, tokenize
 from .records import ENTITY_TYPES, RELATION_TYPES, Entity, SentenceAnnotation
 from .relation_model import MarkerModel, find_relations, train_relations
@@ -97,7 +97,7 @@ def _entities(tokens: Sequence[str], found: Sequence[tuple[int, int, int]]) -> t
 
 # %% ../nbs/23_extract.ipynb #_write_model
 def _new_spans(config: ExtractConfig, encoder: Callable[[], Any]) -> SpanEnsemble:
-    return SpanEnsemble([SpanModel(encoder(), config.max_width, config.hidden, config.dropout) for _ in range(config.members + config.students)])
+    return SpanEnsemble([SpanModel(encoder(), config.max_width, config.hidden, config.dropout) for _ in range(config.members)])
 
 def _write_model(model: ExtractModel, folder: Path) -> None:
     from safetensors.torch import save_model
@@ -144,30 +144,25 @@ def train_extract(
     out: str | Path,                     # folder to write
     config: ExtractConfig = ExtractConfig(),
     relations: str = "auto",             # model | rules | none | auto: model where there are relations to learn from, else rules
-    unlabeled: Iterable[str] = (),       # reports without annotations, for `config.students`
 ) -> ExtractModel:
     "Train both models and write their folder; a cut training goes on. Raises `R2GenKGError` for annotations that teach nothing."
     if relations not in ("auto", "model", "rules", "none"): raise R2GenKGError(f"relations {relations!r}: use auto, model, rules or none")
     parts = split_reports(reports, config.dev, config.test, config.seed, config.strict)
     train, dev = (distinct_sentences(parts[k]) if config.strict else parts[k] for k in ("train", "dev"))
     if relations == "auto": relations = "model" if any(s.relations for s in train) else "rules"
-    bare = other_sentences(unlabeled, (s for _, sentences in reports for s in sentences))
-    if config.students and not bare: raise R2GenKGError(f"students {config.students}: give reports without annotations that hold other sentences than the annotated ones")
-    if bare and not config.students: raise R2GenKGError("reports without annotations are for students: say how many students")
     taught = [[(s.tokens, [str(e) for e in s.entities], [str(r) for r in s.relations]) for s in part] for part in (train, dev)]
-    given = fingerprint(__version__, config, file_marks(encoder_source(config.encoder)), relations, taught, [s.text for s in bare])
+    given = fingerprint(__version__, config, file_marks(encoder_source(config.encoder)), relations, taught)
     out = Path(os.path.abspath(out))     # `.` has no name of its own
     work = out.with_name(f".{out.name}.work-{given}")
-    model = _train_new(config, relations, train, dev, bare, work / "chosen")
+    model = _train_new(config, relations, train, dev, work / "chosen")
     if dev: model.keep = _best_bar(model, parts["dev"])
-    if config.refit: model = replace(_train_new(config, relations, [*train, *dev], [], bare, work / "refit"), keep=model.keep)
+    if config.refit: model = replace(_train_new(config, relations, [*train, *dev], [], work / "refit"), keep=model.keep)
     model.scores = _held_back(model, parts["test"]) if parts["test"] else None
     model.save(out)
     shutil.rmtree(work, ignore_errors=True)
     return model
 
-def _train_new(config: ExtractConfig, relations: str, train: Sequence[SentenceAnnotation], dev: Sequence[SentenceAnnotation],
-               bare: Sequence[SentenceAnnotation], work: Path) -> ExtractModel:
+def _train_new(config: ExtractConfig, relations: str, train: Sequence[SentenceAnnotation], dev: Sequence[SentenceAnnotation], work: Path) -> ExtractModel:
     "Fresh models, trained; checkpoints lie in `work`."
     set_seed(config.seed)
     encoder, tokenizer = open_encoder(config.encoder)
@@ -176,11 +171,8 @@ def _train_new(config: ExtractConfig, relations: str, train: Sequence[SentenceAn
     pieces = WordPieces(tokenizer, config.max_pieces)
     spans, pair = _new_spans(config, lambda: open_encoder(config.encoder)[0]), None
     related: dict[tuple[str, str], tuple[str, ...]] = {}
-    seeded = [(member, config.model_copy(update={"seed": config.seed + n}), work / f"entity-{n}") for n, member in enumerate(spans.members)]
-    for member, own, folder in seeded[:config.members]: train_entities(member, train, dev, pieces, own, folder)
-    if config.students:
-        taught = mark_sentences(SpanEnsemble(spans.members[:config.members]).to(best_device()), bare, pieces, config)
-        for member, own, folder in seeded[config.members:]: train_student(member, taught, train, dev, pieces, own, folder)
+    for n, member in enumerate(spans.members):
+        train_entities(member, train, dev, pieces, config.model_copy(update={"seed": config.seed + n}), work / f"entity-{n}")
     if relations == "model":
         set_seed(config.seed)            # whatever was trained before or only read
         pair = MarkerModel(open_encoder(config.encoder)[0], config.hidden, config.dropout)
