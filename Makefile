@@ -17,7 +17,7 @@ test: $(READY)  ## lint, types, notebooks in step with the modules, every notebo
 	$(BIN)/python scripts/badges.py --check
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 lint: $(READY)  ## linter and type checker
 	$(BIN)/ruff check r2genkg tests benchmarks scripts
