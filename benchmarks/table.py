@@ -87,7 +87,7 @@ ROWS: tuple[tuple[str, str, Callable, str], ...] = (
     ("Outputs of the reference's modules against ours, same weights", "parity", parity, "parity.py --shared FOLDER"),
     ("Llama-2-7B with the paper's settings on CheXpert Plus, ten epochs, on one card (computed)", "plan", plan, "plan.py"),
     ("Nodes that the language model sees (`prune_kg`)", "pruning", pruning, "pruning.py --runs ..."),
-    ("Graphs of 300 and of 500 nodes, seen whole by the language model, 500 also with denoising", "questions", lambda r: questions(r["table_denoising"]), "questions.py ROOT"),
+    ("Graphs of 300 and of 500 nodes, one scale alone; 500 also with denoising", "questions", lambda r: questions(r["table_denoising"]), "questions.py ROOT"),
     ("Disease queries tied to labels, or to the graph nodes of their labels", "questions", lambda r: questions(r["table_alignment"]), "questions.py ROOT"),
     ("QLoRA on pretrained weights, SmolLM2-135M in NF4, 600 drawn studies, two passes, two threads", "qlora", qlora, "qlora.py RUN"),
     ("Rules annotator and labeler", "annotate", annotation, "annotate.py"),

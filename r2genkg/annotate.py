@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Annotator', 'register_annotator', 'get_annotator', 'check_annotator', 'iter_annotations', 'annotate',
-           'annotation_line', 'save_annotations', 'load_annotations', 'Replay', 'read_answers', 'annotate_file']
+           'annotation_line', 'save_annotations', 'load_annotations', 'letters_key', 'Replay', 'read_answers',
+           'annotate_file']
 
 # %% ../nbs/16_annotate.ipynb #code-2
 import importlib, json, logging, re
@@ -141,7 +142,7 @@ def _read_lines(path: str | Path, partial: bool) -> Iterator[tuple[str, list[Sen
                 raise R2GenKGError(f"{path}:{n}: not a line of annotations ({reason})") from None
 
 # %% ../nbs/16_annotate.ipynb #_key
-def _key(text: str) -> str:
+def letters_key(text: str) -> str:
     "What two writings of a sentence have in common: letters and digits."
     return re.sub(r"[\W_]+", "", text.lower())
 
@@ -155,17 +156,17 @@ class Replay:
         self.by_sentence: dict[str, SentenceAnnotation] = {}
         for id, text, sentences in read_answers(path, self.counts):
             self.reports[id] = sentences
-            self.by_text.setdefault(_key(text), sentences)
-            for s in sentences: self.by_sentence.setdefault(_key(s.text), s)
+            self.by_text.setdefault(letters_key(text), sentences)
+            for s in sentences: self.by_sentence.setdefault(letters_key(s.text), s)
         if not self.by_sentence: raise R2GenKGError(f"{path}: no annotated sentence in it")
 
     def annotate_reports(self, texts: Sequence[str]) -> list[list[SentenceAnnotation] | None]:
         "Saved sentences of each report, None where the file does not have the report."
-        return [self.by_text.get(_key(t)) for t in texts]
+        return [self.by_text.get(letters_key(t)) for t in texts]
 
     def annotate(self, texts: Sequence[str]) -> list[SentenceAnnotation]:
         "Saved annotation of each sentence; without entities, and counted in `.missing`, where there is none."
-        found = [self.by_sentence.get(_key(t)) for t in texts]
+        found = [self.by_sentence.get(letters_key(t)) for t in texts]
         self.missing += found.count(None)
         return [answered_sentence(t, {}) if s is None else s for t, s in zip(texts, found, strict=True)]
 
@@ -182,18 +183,11 @@ def read_answers(
         for id, sentences in load_annotations(path, partial=True): yield id, " ".join(s.text for s in sentences), sentences
         return
     tree = read_json(path)
-    if isinstance(tree, list): tree = _join_records(tree, path)
-    if not isinstance(tree, dict): raise R2GenKGError(f"{path}: expected {{id: answer}} or a list of records")
-    for id, record in tree.items():
-        answers = record.get("res") if isinstance(record, dict) else None
-        if isinstance(answers, dict):
-            linked = record["res_relation"] if isinstance(record.get("res_relation"), dict) else {}
-            answers = [(s, a, linked.get(s, ())) for s, a in answers.items()]
-        if not isinstance(answers, list):
-            counts["reports without a usable answer"] += 1
-            continue
-        sentences = [_answered(s, a, links, counts) for s, a, links in answers]
-        yield str(id), str(record.get("section_findings") or " ".join(s for s, *_ in answers)), sentences
+    if not isinstance(tree, (dict, list)): raise R2GenKGError(f"{path}: expected {{id: answer}} or a list of records")
+    found: Iterable = _join_records(tree, path) if isinstance(tree, list) else map(_answer_rows, tree.items())
+    for id, text, rows in found:
+        if rows is None: counts["reports without a usable answer"] += 1
+        else: yield id, text or " ".join(s for s, *_ in rows), [_answered(*row, counts) for row in rows]
 
 # %% ../nbs/16_annotate.ipynb #_answered
 def _answered(sentence: str, answer: Any, links: Any, counts: Counter) -> SentenceAnnotation:
@@ -203,15 +197,24 @@ def _answered(sentence: str, answer: Any, links: Any, counts: Counter) -> Senten
         answer = {}
     return answered_sentence(sentence, answer, links if isinstance(links, list) else [], counts)
 
-def _join_records(rows: Sequence[Any], path: str | Path) -> dict[str, dict]:
-    "ReXKG's extraction records (`doc_key` = report, underscore, sentence number) as answers per report."
-    reports: dict[str, dict] = {}
+_Row = tuple[str, Any, Any]   # sentence, entities, relations
+
+def _answer_rows(item: tuple[str, Any]) -> tuple[str, str, list[_Row] | None]:
+    "Id, text and (sentence, entities, relations) of one of ReXKG's answers; None for an answer without sentences."
+    id, record = item
+    answers = record.get("res") if isinstance(record, dict) else None
+    if not isinstance(answers, dict): return str(id), "", None
+    linked = record["res_relation"] if isinstance(record.get("res_relation"), dict) else {}
+    return str(id), str(record.get("section_findings") or ""), [(s, a, linked.get(s, ())) for s, a in answers.items()]
+
+def _join_records(rows: Sequence[Any], path: str | Path) -> list[tuple[str, str, list[_Row]]]:
+    "The same of ReXKG's extraction records (`doc_key` = report, underscore, sentence number)."
+    reports: dict[str, list[_Row]] = {}
     for n, row in enumerate(rows):
         try: key, sentence, entities = row["doc_key"], row["sentences"], row["entities"]
         except (KeyError, TypeError): raise R2GenKGError(f"{path}: record {n}: expected keys doc_key, sentences, entities") from None
-        report = reports.setdefault(str(key).rpartition("_")[0], {"res": []})
-        report["res"].append((sentence, entities, row.get("relations", [])))                # a report may say a sentence twice
-    return reports
+        reports.setdefault(str(key).rpartition("_")[0], []).append((sentence, entities, row.get("relations", [])))   # a report may say a sentence twice
+    return [(id, "", found) for id, found in reports.items()]
 
 # %% ../nbs/16_annotate.ipynb #annotate_file
 def annotate_file(studies: str | Path, out: str | Path, annotator: str = "rules", section: str = "findings", sample: int = 0) -> dict:

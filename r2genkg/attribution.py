@@ -35,7 +35,7 @@ def sentence_ranges(
     if not ranges: raise R2GenKGError("attribution: the report has no words")
     return found["input_ids"], ranges
 
-# %% ../nbs/58_attribution.ipynb #base_model
+# %% ../nbs/58_attribution.ipynb #text_attention
 @torch.inference_mode()
 def text_attention(
     llm: Any,                            # a causal model of transformers

@@ -25,7 +25,7 @@ from .config import R2GenKGError, atomic_path, best_device, file_marks, fingerpr
 from .entity_model import ExtractConfig, SpanEnsemble, SpanModel, find_spans, train_entities
 from .examples import WordPieces, cut_windows, distinct_sentences, encoder_source, join_windows, open_encoder, score_annotations, split_reports
 from .lexicon import split_sentences, tokenize
-from .records import ENTITY_TYPES, RELATION_TYPES, Entity, SentenceAnnotation
+from .records import ENTITY_TYPES, RELATION_TYPES, Entity, SentenceAnnotation, plain_text
 from .relation_model import MarkerModel, find_relations, train_relations
 from .rules import find_relations as rule_relations
 
@@ -244,7 +244,7 @@ def read_corpus(state: Progress, reports: Iterable[tuple[str, str]], chunk: int 
 
 def _add_reports(db: sqlite3.Connection, rows: Sequence[tuple[str, str]], digest: str) -> None:
     for id, text in rows:
-        sentences = split_sentences(text.encode("utf-8", "replace").decode())
+        sentences = split_sentences(plain_text(text, f"report {id!r}"))
         db.executemany("INSERT OR IGNORE INTO sentences(text, size) VALUES (?, ?)", ((s, len(s)) for s in sentences))
         members = [db.execute("SELECT n FROM sentences WHERE text=?", (s,)).fetchone()[0] for s in sentences]
         db.execute("INSERT INTO reports(id, members) VALUES (?, ?)", (id, json.dumps(members)))

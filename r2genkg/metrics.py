@@ -217,6 +217,11 @@ def _section(path: str | Path) -> str:
     settings = read_json(beside, dict).get("settings") if str(path).endswith(".jsonl") and beside.is_file() else None
     return str(settings.get("section", "")) if isinstance(settings, dict) else ""
 
+def _one_row_each(table: pd.DataFrame) -> pd.DataFrame:
+    "Labels by id as text; copies of a row, which `read_labels` lets pass where they are equal, count once."
+    table = table.set_axis(table.index.map(str))
+    return table[~table.index.duplicated()]
+
 def evaluate_files(
     refs: str | Path,   # JSON {id: [text]} of the references, or predictions.jsonl of a run
     hypos: str | Path,  # the same for the generated reports
@@ -228,11 +233,8 @@ def evaluate_files(
     ref_of, hypo_of = read_reports(refs), read_reports(hypos, "hypothesis")
     _paired(hypos, list(ref_of), refs, list(hypo_of))
     if isinstance(labels, tuple) and all(isinstance(f, (str, Path)) for f in labels):
-        tables = [read_labels(file) for file in labels]
-        for at, (file, table) in enumerate(zip(labels, tables)):
-            table.index = table.index.map(str)
-            tables[at] = table = table[~table.index.duplicated()]     # copies of a row are equal: `read_labels` refuses others
-            _paired(file, list(ref_of), refs, list(table.index))
+        tables = [_one_row_each(read_labels(file)) for file in labels]
+        for file, table in zip(labels, tables): _paired(file, list(ref_of), refs, list(table.index))
         labels = tuple(table.loc[list(ref_of)] for table in tables)
     options.setdefault("source", next(iter(ref_of)))
     found = evaluate_reports(list(ref_of.values()), [hypo_of[key] for key in ref_of], labels=labels, **options)

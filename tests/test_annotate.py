@@ -155,6 +155,9 @@ def test_a_sentence_that_a_report_says_twice_is_replayed_twice(tmp_path):
     rows = [{"doc_key": f"x_{n}", "sentences": "Small effusion.", "entities": {"effusion": "disorder_present"}, "relations": []} for n in range(2)]
     (tmp_path / "r.json").write_text(json.dumps(rows))
     assert [len(sentences) for _, _, sentences in read_answers(tmp_path / "r.json", Counter())] == [2]
+    (tmp_path / "r.json").write_text(json.dumps({"a": {"res": [1]}, "b": {"res": {"Edema.": {"edema": "disorder_present"}}}}))      # a list is no answer
+    counts = Counter()
+    assert [id for id, *_ in read_answers(tmp_path / "r.json", counts)] == ["b"] and counts["reports without a usable answer"] == 1
 
 
 def test_what_is_no_list_of_texts_is_told():

@@ -217,7 +217,7 @@ def test_missing_folders(run, tmp_path):
         assert "no" in run(*command, cwd=tmp_path, expect=1).stderr
 
 
-def test_no_command_writes_over_what_it_reads(run, tmp_path):
+def test_commands_do_not_write_over_what_they_read(run, tmp_path):
     _table(tmp_path)
     before = (tmp_path / "t.csv").read_text()
     for command in (["label", "t.csv", "--out", "t.csv"], ["annotate", "t.csv", "--out", "t.csv"], ["extract", "run", "--studies", "t.csv", "--model", "m", "--out", "t.csv"]):
