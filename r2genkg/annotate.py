@@ -187,7 +187,7 @@ def read_answers(
     found: Iterable = _join_records(tree, path) if isinstance(tree, list) else map(_answer_rows, tree.items())
     for id, text, rows in found:
         if rows is None: counts["reports without a usable answer"] += 1
-        else: yield id, text or " ".join(s for s, *_ in rows), [_answered(*row, counts) for row in rows]
+        else: yield id, text or " ".join(s for s, *_ in rows), [_answered(s, a, links, counts) for s, a, links in rows]
 
 # %% ../nbs/16_annotate.ipynb #_answered
 def _answered(sentence: str, answer: Any, links: Any, counts: Counter) -> SentenceAnnotation:
