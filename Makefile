@@ -36,7 +36,7 @@ badges: $(READY)  ## Open-in-Colab badge and install cell of every notebook, fro
 	$(BIN)/python scripts/badges.py
 
 readme:  ## nbs/index.ipynb -> README.md
-	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb > README.md
+	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb | sed "s|](\.\./|](|g" > README.md   # links from the root, not from nbs/
 
 lock:  ## write the tested versions
 	$(BIN)/pip freeze --exclude-editable | grep -vE '@|^(nvidia|cuda|triton|llm|llama)' | sed 's/$$/ ; python_version >= "3.11"/' > requirements.lock

@@ -177,12 +177,14 @@ def run_demo(
 # %% ../nbs/64_demo.ipynb #summary
 def summary(run: Run, pointing: pd.DataFrame | None = None) -> dict:
     "The numbers that matter, flat."
-    key = "ce_f1/micro-14/u0"
     full = run.scores["full"]
     numbers = {"graph nodes": len(run.graph.nodes), "graph triples": len(run.graph.triples), "vision tokens": len(run.tokens.table),
-               "test studies": len(run.predictions["full"]), "CE F1 micro": full["scores"][key], "CE F1 macro": full["scores"]["ce_f1/macro-14/u0"],
+               "test studies": len(run.predictions["full"]), "CE F1 micro": full["scores"]["ce_f1/micro-14/u0"], "CE F1 macro": full["scores"]["ce_f1/macro-14/u0"],
                "BLEU-4": full["scores"]["BLEU-4"], "CIDEr": full["scores"]["CIDEr"]}
-    numbers |= {f"CE F1 micro, {k}": v[key] for k, v in full["baselines"].items()}
-    if "zero-KG" in run.scores: numbers["CE F1 micro, zero-KG"] = run.scores["zero-KG"]["scores"][key]
-    if pointing is not None: numbers[f"pointing game within 15 pixels, {pointing.index[0][0]}"] = float(pointing.near[pointing.index[0][0], "macro"])
-    return numbers
+    others = full["baselines"] | {k: v["scores"] for k, v in run.scores.items() if k == "zero-KG"}
+    numbers |= {f"CE F1 {average}, {k}": v[f"ce_f1/{average}-14/u0"] for average in ("micro", "macro") for k, v in others.items()}
+    if pointing is None: return numbers
+    method = pointing.index[0][0]
+    found = pointing.loc[method, "macro"]
+    return numbers | {f"pointing game, {method}": float(found.pointing), "pointing game, chance": float(found.chance),
+                      f"pointing game within 15 pixels, {method}": float(found.near), "pointing game within 15 pixels, chance": float(found.near_chance)}

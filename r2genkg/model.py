@@ -106,8 +106,7 @@ class R2GenKG(nn.Module):
     ):
         super().__init__()
         self.vision, self.prefix, self.llm, self.tokenizer, self.cfg = vision, prefix, llm, tokenizer, config
-        width = llm.get_input_embeddings().embedding_dim
-        if width != prefix.dim_llm: raise R2GenKGError(f"the prefix is {prefix.dim_llm} wide, the language model's embeddings are {width}")
+        if (width := llm.get_input_embeddings().embedding_dim) != prefix.dim_llm: raise R2GenKGError(f"the prefix is {prefix.dim_llm} wide, the language model {width}")
         for name, ids in zip(("before", "after"), prompt_ids(config.llm.prompt, tokenizer), strict=True):
             self.register_buffer(f"prompt_{name}", torch.tensor(ids, dtype=torch.long), persistent=False)
         self._no_split_modules = list(getattr(llm, "_no_split_modules", None) or [])   # the layers that FSDP wraps

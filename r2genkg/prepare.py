@@ -201,6 +201,7 @@ def _impressions(studies: Sequence[Study], section: str, root: str | Path) -> di
     if without == len(studies): raise R2GenKGError(f"{root}: no study has an impression, so there is nothing to add to the findings; use --section findings")
     return {"without impression": without}
 
+# %% ../nbs/06_prepare.ipynb #prepare
 def prepare(
     name: str,                           # iu-xray | chexpert-plus | mimic-cxr
     root: str | Path,                    # the data set's file or folder

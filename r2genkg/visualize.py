@@ -98,11 +98,16 @@ def plot_graph(
 
 # %% ../nbs/57_visualize.ipynb #_places
 def _places(graph: nx.Graph, seed: int) -> dict[str, np.ndarray]:
-    "Positions of the nodes; pieces that nothing joins get a cell of a grid each."
+    "Positions of the nodes; pieces that nothing joins are stacked in columns, each in a square by its number of nodes."
     pieces = sorted(nx.connected_components(graph), key=len, reverse=True)
     if len(pieces) == 1 or len(pieces) > 9: return nx.spring_layout(graph, seed=seed, k=1.6 / max(len(graph), 1) ** 0.5, iterations=120)
-    side = int(np.ceil(len(pieces) ** 0.5))
-    return {k: 0.38 * xy + (i % side, -(i // side)) for i, piece in enumerate(pieces) for k, xy in nx.kamada_kawai_layout(graph.subgraph(piece)).items()}
+    places, left, top, wide = {}, 0.0, 1.0, 0.0
+    for piece in pieces:
+        half = max((len(piece) / len(pieces[0])) ** 0.5, 0.2)
+        if top - 2 * half < -1.01: left, top, wide = left + wide, 1.0, 0.0
+        places |= {k: 0.85 * half * xy + (left + half, top - half) for k, xy in nx.kamada_kawai_layout(graph.subgraph(piece)).items()}
+        top, wide = top - 2 * half, max(wide, 2.5 * half)
+    return places
 
 #: Marker of each entity type, so that a grey print can be read.
 MARKERS = {"anatomy": "s", "disorder": "o", "concept": "^", "devices": "D", "procedures": "v", "size": "p"}
