@@ -57,7 +57,7 @@ def entities(args: argparse.Namespace, config: ExtractConfig) -> dict | str:
     parts, engine = split_reports(reports, config.dev, config.test, config.seed, config.strict), RulesAnnotator()
     result = {"config": model.config.model_dump(), "sentences": {k: len(v) for k, v in parts.items()}, "distinct": {k: len(distinct_sentences(v)) for k, v in parts.items()},
               "training seconds (None: trained before)": seconds, "annotator with itself": self_agreement(reports)}
-    for part in ("dev", "test"):
+    for part in (p for p in ("dev", "test") if parts[p]):
         for name, found in (("model", model.annotate_tokens(parts[part])), ("rules", [engine.annotate_sentence(s.text) for s in parts[part]])):
             scores = score_annotations(parts[part], found)
             result[f"{part}, {name}"] = {k: scores[k] for k in ("token F1", "span F1")} | {"per type": {k: scores["per type"][k] for k in ("token", "span")}}
@@ -69,7 +69,7 @@ def relations(name: str, reports: list, args: argparse.Namespace, config: Extrac
     parts = split_reports(reports, config.dev, config.test, config.seed)
     train, dev = distinct_sentences(parts["train"]), distinct_sentences(parts["dev"])
     set_seed(config.seed)
-    encoder, tokenizer = open_encoder(config.encoder)
+    encoder, tokenizer = open_encoder(config.encoder, config.encoder_layers)
     model, pieces, start = MarkerModel(encoder, config.hidden, config.dropout), WordPieces(tokenizer), time.perf_counter()
     related, _ = train_relations(model, train, dev, pieces, config, args.work / name)
     seconds = round(time.perf_counter() - start)
@@ -118,16 +118,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "r2genkg-extract", help="folder of the trained models")
     parser.add_argument("--parts", default="entities,phantoms,openi,speed")
     parser.add_argument("--encoder", default="minilm")
+    parser.add_argument("--encoder-layers", type=int, default=0, help="only the first layers of the encoder")
+    parser.add_argument("--lr-encoder", type=float, default=ExtractConfig().lr_encoder)
     parser.add_argument("--epochs", type=int, default=ExtractConfig().epochs)
     parser.add_argument("--relation-epochs", type=int, default=ExtractConfig().relation_epochs)
     parser.add_argument("--no-lexicon", action="store_true", help="without the vocabulary as an input of the entity model")
+    parser.add_argument("--dev", type=float, default=ExtractConfig().dev, help="share of reports that picks epoch and bar; 0: the last epoch, bar 0")
     parser.add_argument("--members", type=int, default=1, help="entity models of other seeds that answer together")
     parser.add_argument("--refit", action="store_true", help="train anew on the development part too")
     parser.add_argument("--recurring", action="store_true", help="deal reports, whose sentences recur, instead of sentences")
     parser.add_argument("--reports", type=int, default=100, help="of the speed test")
     args = parser.parse_args()
-    config, wanted = ExtractConfig(encoder=args.encoder, epochs=args.epochs, relation_epochs=args.relation_epochs, lexicon=not args.no_lexicon,
-                                   members=args.members, refit=args.refit, strict=not args.recurring), args.parts.split(",")
+    config, wanted = ExtractConfig(encoder=args.encoder, encoder_layers=args.encoder_layers, lr_encoder=args.lr_encoder, epochs=args.epochs, relation_epochs=args.relation_epochs,
+                                   lexicon=not args.no_lexicon, dev=args.dev, members=args.members, refit=args.refit, strict=not args.recurring), args.parts.split(",")
     result = read_json(args.out) if args.out and Path(args.out).exists() else {}
     result["machine"] = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}"
     rng = np.random.default_rng(20_261)

@@ -71,7 +71,8 @@ def qlora(r: dict) -> str:
 def questions(rows: dict) -> str:
     def row(name: str, v: dict) -> str:
         more = "" if "difference" not in v else ", difference {difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p_holm:.2f}".format(**v["difference"])
-        return "{}: CE F1 {:.3f} [{:.3f}, {:.3f}]{}".format(name, *v["ce_f1/micro-14/u0"], more)
+        seeds = f" ({len(v['seeds'])} seeds)" if len(v["seeds"]) > 1 else ""
+        return "{}{}: CE F1 {:.3f} [{:.3f}, {:.3f}]{}".format(name, seeds, *v["ce_f1/micro-14/u0"], more)
     return "; ".join(row(*item) for item in rows.items())
 
 
@@ -87,8 +88,8 @@ ROWS: tuple[tuple[str, str, Callable, str], ...] = (
     ("Outputs of the reference's modules against ours, same weights", "parity", parity, "parity.py --shared FOLDER"),
     ("Llama-2-7B with the paper's settings on CheXpert Plus, ten epochs, on one card (computed)", "plan", plan, "plan.py"),
     ("Nodes that the language model sees (`prune_kg`)", "pruning", pruning, "pruning.py --runs ..."),
-    ("Graphs of 300 and of 500 nodes, one scale alone; 500 also with denoising", "questions", lambda r: questions(r["table_denoising"]), "questions.py ROOT"),
-    ("Disease queries tied to labels, or to the graph nodes of their labels", "questions", lambda r: questions(r["table_alignment"]), "questions.py ROOT"),
+    ("Graphs of 300 and of 500 nodes, one scale alone; 500 also with denoising", "questions", lambda r: questions(r["table_denoising"]), "questions.py ROOT ..."),
+    ("Disease queries tied to labels, or to the graph nodes of their labels", "questions", lambda r: questions(r["table_alignment"]), "questions.py ROOT ..."),
     ("QLoRA on pretrained weights, SmolLM2-135M in NF4, 600 drawn studies, two passes, two threads", "qlora", qlora, "qlora.py RUN"),
     ("Rules annotator and labeler", "annotate", annotation, "annotate.py"),
     ("Entity model, trained on four fifths of 500 answers of GPT-4o", "extract", entities,

@@ -18,12 +18,13 @@ from .images import read_image
 from .report import Reporter, page_of, run_folder
 
 # %% ../nbs/63_app.ipynb #graph_nodes
-def graph_nodes(run: Path) -> int:
-    "Graph nodes of a run, from its configuration and the header of `scales.safetensors`; 0 without a graph."
+def graph_nodes(run: Path) -> tuple[int, int]:
+    "Graph nodes that a run's language model read in training, and all that it can read, told by its files: nothing is loaded for it. 0, 0 where it reads none."
     model = load_config(str(run / "config.yaml")).model
-    if not (model.use_graph and (model.use_v2kg or model.use_kg2v)): return 0
+    if not (model.use_graph and model.use_kg2v): return 0, 0
     try:
-        with safe_open(str(run / "scales.safetensors"), "pt") as file: return file.get_slice(f"{model.feed_scale - 1}.x").get_shape()[0]
+        with safe_open(str(run / "scales.safetensors"), "pt") as file: most = file.get_slice(f"{model.feed_scale - 1}.x").get_shape()[0]
+        return min(model.prune_kg or most, most), most
     except (SafetensorError, OSError) as e:
         raise R2GenKGError(f"{run / 'scales.safetensors'}: not readable ({str(e).splitlines()[0][:80]}); `r2genkg train` makes the run again, or copy its folder whole") from None
 
@@ -43,9 +44,9 @@ class Runs:
         if name not in self._loaded: self._loaded[name] = Reporter(self.paths[name])
         return self._loaded[name]
 
-    def num_nodes(self, name: str) -> int:
-        "Graph nodes that a run's language model can read, told by its files: nothing is loaded for it."
-        return graph_nodes(run_folder(self.paths[name])) if name in self.paths else 0
+    def nodes(self, name: str) -> tuple[int, int]:
+        "`graph_nodes` of a run."
+        return graph_nodes(run_folder(self.paths[name])) if name in self.paths else (0, 0)
 
 # %% ../nbs/63_app.ipynb #framed
 def framed(
@@ -60,14 +61,15 @@ def answer(
     runs: Runs,
     file: str | None,                    # uploaded image
     name: str,                           # of a run
-    nodes: int | None = None,            # graph nodes that go to the language model; None, 0 or all: as trained
+    nodes: int | None = None,            # graph nodes that go to the language model; None or 0: as trained
 ) -> str:                                # HTML
     "Report on an image with a run. Raises `R2GenKGError` without an image, or for a file that is none."
     if not file: raise R2GenKGError("choose an image first: PNG, JPEG or DICOM")
     film, reporter = read_image(file), runs[name]
-    most = reporter.num_nodes
-    found = reporter(film, Path(file).name, nodes=int(nodes) if nodes and most and int(nodes) < most else None)
-    read = f"{int(nodes or most)} of {most} graph nodes" if most else "no graph"
+    most, trained = reporter.num_nodes, reporter.trained_nodes
+    wanted = int(nodes or trained)
+    found = reporter(film, Path(file).name, nodes=wanted if most and wanted != trained else None)
+    read = f"{wanted} of {most} graph nodes" if most else "no graph nodes"
     return framed(page_of([found], f"{name}, {read}", reporter.run), f"report of {name}")
 
 # %% ../nbs/63_app.ipynb #gradio
@@ -93,9 +95,9 @@ def build_app(runs: Runs) -> Any:        # gradio.Blocks
         except R2GenKGError as e: raise gr.Error(str(e), print_exception=False) from None
 
     def slider(name: str, **options: Any) -> Any:
-        "The slider for a run: 1 to all of its nodes; hidden without a graph."
-        most = runs.num_nodes(name)
-        return gr.Slider(1, max(most, 2), max(most, 2), step=1, label="graph nodes", visible=most > 1, interactive=True, **options)
+        "The slider for a run: 1 to all of its nodes, at first as many as in training; hidden where it reads none."
+        trained, most = runs.nodes(name)
+        return gr.Slider(1, max(most, 2), trained or 2, step=1, label="graph nodes", visible=most > 1, interactive=True, **options)
 
     with gr.Blocks(title="r2genkg", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True) as page:
         gr.Markdown(f"# r2genkg\n{WARNING}")

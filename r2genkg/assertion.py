@@ -6,11 +6,12 @@
 __all__ = ['Flags', 'assertions', 'denials']
 
 # %% ../nbs/13_assertion.ipynb #code-2
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from .lexicon import find_phrases, load_lexicon, phrase_table, words_of
+from .lexicon import Term, find_phrases, load_lexicon, phrase_table, words_of
 
 # %% ../nbs/13_assertion.ipynb #_negex
 @lru_cache(maxsize=1)
@@ -19,15 +20,26 @@ def _negex() -> Mapping[str, list[str]]:
     from negspacy.termsets import termset
     return termset("en_clinical").get_patterns()
 
+_SLOT = re.compile(r"<(\w+)(\??)>")
+
+def _fill(phrases: Iterable[str], slots: Mapping[str, str]) -> Iterator[str]:
+    "Phrases with each word of a slot in its place; a slot with ? may stay empty."
+    for phrase in phrases:
+        if slot := _SLOT.search(phrase):
+            words = words_of(slots[slot[1]]) + [""] * bool(slot[2])
+            yield from _fill((phrase.replace(slot[0], w, 1) for w in words), slots)
+        else: yield phrase
+
 @lru_cache(maxsize=1)
 def _tables() -> list[dict]:
-    "Phrase tables of negation, uncertainty, removal, and of negation without \"is normal\"; tags pseudo, following, preceding, around, termination."
+    "Phrase tables of negation, uncertainty, removal, and of negation without \"is normal\"; tags pseudo, following, preceding, around, addition, termination."
     own, negex = load_lexicon().assertion, _negex()
     dropped = set(words_of(own["drop"]))
-    def cues(kind: str, tag: str, *names: str) -> list[str]: return words_of(own[kind].get(tag, "")) + [c for n in names for c in negex[n] if c not in dropped]
+    def cues(kind: str, tag: str, *names: str) -> list[str]:
+        return [*_fill(words_of(own[kind].get(tag, "")), own["slots"]), *(c for n in names for c in negex[n] if c not in dropped)]
     stops = words_of(own["termination"]) + [t for t in negex["termination"] if t not in dropped]
     denial = {"pseudo": cues("negation", "pseudo", "pseudo_negations"), "following": cues("negation", "following", "following_negations"),
-              "preceding": cues("negation", "preceding", "preceding_negations"), "termination": stops}
+              "preceding": cues("negation", "preceding", "preceding_negations"), "addition": cues("negation", "addition"), "termination": stops}
     tables = [denial]
     for kind in ("uncertainty", "removal"):
         tables.append({tag: cues(kind, tag) for tag in ("pseudo", "following", "preceding", "around")} | {"termination": stops + cues(kind, "termination")})
@@ -43,33 +55,59 @@ class Flags(NamedTuple):
     uncertain: list[bool]
     removed: list[bool]
 
-_VERBS = frozenset("is are was were has have had appears appear remains remain shows show demonstrates measures".split())
+# %% ../nbs/13_assertion.ipynb #_next_clause
+_VERBS = frozenset("is are was were has have had appears appear remains remain persists persist continues continue shows show demonstrates measures".split())
+_FINITE = _VERBS | frozenset("can could may might should".split())
 _CONJUNCTIONS = frozenset(("and", ",", "or"))
+#: Words with which an aside begins, never the subject of a statement.
+_ASIDES = frozenset("in on at within of to from for as if given especially particularly including now since previously both all".split())
 
-def _next_clause(tokens: Sequence[str], start: int) -> int:
-    "Where after `start` a new statement begins: a conjunction, an article, and a verb within six tokens; or a comma and \"with\"."
-    for i in range(start, len(tokens) - 2):
-        if tokens[i] == "," and tokens[i + 1] == "with" and tokens[i + 2] != "or": return i
-        if tokens[i] in _CONJUNCTIONS and tokens[i + 1] in ("the", "there") and not _VERBS.isdisjoint(tokens[i + 2:i + 8]): return i
+@lru_cache(maxsize=1)
+def _seen() -> frozenset[str]: return frozenset(words_of(load_lexicon().assertion["slots"]["seen"]))
+
+def _has_verb(tokens: Sequence[str], cue: Term, i: int) -> bool:
+    "Whether what follows the conjunction `i` has a verb of its own; in \"no edema, effusion and mass are seen\" it is that of the whole list."
+    verb = next((j for j in range(i + 2, min(i + 8, len(tokens))) if tokens[j] in _FINITE or tokens[j] in _CONJUNCTIONS), None)
+    if verb is None or tokens[verb] in _CONJUNCTIONS: return False
+    if tokens[i + 1] in ("a", "an") or tokens[cue.start] == "without" or tokens[verb] in ("may", "might"): return True
+    closed = not _FINITE.isdisjoint(tokens[max(0, cue.start - 1):i])    # "there is no edema and", "no edema is seen, "
+    return closed or _seen().isdisjoint(tokens[verb + 1:verb + 3])
+
+def _next_clause(tokens: Sequence[str], cue: Term) -> int:
+    "Where after `cue` a new statement begins: a conjunction and a subject with a verb within six tokens; or a comma and \"with\"."
+    for i in range(cue.end + 2, len(tokens) - 2):
+        if tokens[i] not in _CONJUNCTIONS: continue
+        after = tokens[i + 1]
+        if tokens[i] == "," and after == "with" and tokens[i + 2] != "or": return i
+        if after in ("the", "there"):
+            if not _VERBS.isdisjoint(tokens[i + 2:i + 8]): return i
+        elif tokens[i] != "or" and after not in _CONJUNCTIONS and _has_verb(tokens, cue, i): return i
     return len(tokens)
 
-def _own_clause(tokens: Sequence[str], end: int) -> int:
-    "Where the statement that ends before `end` begins: after the first conjunction that follows an earlier verb."
+def _own_clause(tokens: Sequence[str], start: int, end: int) -> int:
+    "Where the statement `start..end` begins: after the first conjunction that follows an earlier verb, and after a comma unless it parts a list or an aside."
     verb = next((i for i in range(end - 2, -1, -1) if tokens[i] in _VERBS), None)
-    return 0 if verb is None else next((i + 1 for i in range(verb, end) if tokens[i] in ("and", ",")), 0)
+    if verb is not None: start = max(start, next((i + 1 for i in range(verb, end) if tokens[i] in ("and", ",")), 0))
+    commas = [i for i in range(start, end - 1) if tokens[i] == ","]
+    if not commas or tokens[end - 1] in (",", ")") or tokens[commas[-1] + 1] in _ASIDES: return start
+    last = tokens[commas[-1] + 1:end]
+    listed = len(commas) > 1 if last[0] in ("and", "or") else "and" in last or "or" in last    # "edema, mass, and effusion"; "edema, mass or effusion"
+    return start if listed else commas[-1] + 1
 
 # %% ../nbs/13_assertion.ipynb #_spread
 def _spread(tokens: Sequence[str], table: Mapping) -> list[bool]:
-    "Tokens in the scope of a cue: right of a preceding one, left of a following one, both for `around`, up to a termination."
+    "Tokens in the scope of a cue: right of a preceding one, left of a following one, both for `around`, up to a termination; an addition ends the former."
     hit = [False] * len(tokens)
     cues = [t for t in find_phrases(tokens, table) if t.type != "pseudo"]
     for k, cue in enumerate(cues):
         if cue.type in ("preceding", "around"):
-            stop = next((c.start for c in cues[k + 1:] if c.type == "termination"), len(tokens))
-            for i in range(cue.end + 1, min(stop, _next_clause(tokens, cue.end + 1))): hit[i] = True
+            stop = next((c.start for c in cues[k + 1:] if c.type in ("termination", "addition")), len(tokens))
+            for i in range(cue.end + 1, min(stop, _next_clause(tokens, cue))): hit[i] = True
         if cue.type in ("following", "around"):
-            start = next((c.end + 1 for c in reversed(cues[:k]) if c.type in ("termination", "following")), 0)
-            for i in range(max(start, _own_clause(tokens, cue.start)), cue.start): hit[i] = True
+            finite = not _FINITE.isdisjoint(tokens[max(0, cue.start - 1):cue.start + 1])    # "mass with effusion is not seen", but "mass with effusion not seen"
+            limits = ("termination", "following") if finite else ("termination", "following", "addition")
+            start = next((c.end + 1 for c in reversed(cues[:k]) if c.type in limits), 0)
+            for i in range(_own_clause(tokens, start, cue.start), cue.start): hit[i] = True
     return hit
 
 def assertions(

@@ -43,8 +43,8 @@ class TrainingData:
     cache: Path | None = None            # what runs may share: decoded images, visual features, the pretrained small language model; None: the first two in the run's work folder
 
     def split(self, name: str) -> list[Study]:
-        "The studies of one split that have findings."
-        return [s for s in self.studies if s.split == name and s.findings.strip()]
+        "The studies of one split that have a report."
+        return [s for s in self.studies if s.split == name and s.report("findings+impression").strip()]
 
 # %% ../nbs/49_batches.ipynb #check_held_out
 def check_held_out(data: TrainingData, allowed: bool = False) -> None:
@@ -150,7 +150,7 @@ class LengthGroupedSampler(Sampler):
             part = sorted(order[start:start + span], key=lambda i: self.lengths[i])
             cuts = [part[i:i + self.batch_size] for i in range(0, len(part), self.batch_size)]
             for cut in cuts: (whole if len(cut) == self.batch_size else rest).append(cut)
-        for b in [*rng.permutation(len(whole)), *range(len(whole), len(whole) + len(rest))]: yield from map(int, (whole + rest)[b])
+        for cut in [*(whole[i] for i in rng.permutation(len(whole))), *rest]: yield from map(int, cut)
         yield from [FILLER] * self.fillers
 
 # %% ../nbs/49_batches.ipynb #image_reader

@@ -14,7 +14,7 @@ import contextlib, difflib, glob, hashlib, json, os, platform, random, shutil, s
 from collections.abc import Generator, Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import yaml
@@ -34,6 +34,11 @@ LABELS = ("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Le
 class Section(BaseModel):
     "Base of all configuration sections: immutable, unknown keys refused."
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    aside: ClassVar[tuple[str, ...]] = ()  # keys that change speed, memory or records, never what is made
+
+    def decisive(self) -> dict[str, Any]:
+        "The values on which a result depends: a stage is made again when one of them changes."
+        return {k: v.decisive() if isinstance(v, Section) else v for k, v in self if k not in self.aside}
 
 # %% ../nbs/00_config.ipynb #studiesconfig
 Count = Annotated[int, Field(ge=1)]
@@ -60,7 +65,7 @@ class StudiesConfig(Section):
 class GraphConfig(Section):
     "How M3KG is made from reports (rooms `annotate`, `graph`; paper Figure 2)."
     annotator: str = "rules"             # rules | replay:FILE | model:DIR | llm:MODEL
-    corpora: tuple[Literal["studies", "openi"], ...] = ("studies",)  # training reports; the packaged Open-i reports
+    corpora: tuple[Literal["studies", "openi"], ...] = Field(("studies",), min_length=1)  # training reports; the packaged Open-i reports
     min_count: int = Field(2, ge=1)      # mentions below which a term is no node (ReXKG: 10 on 57,805 reports)
 
 # %% ../nbs/00_config.ipynb #scalesconfig
@@ -96,6 +101,7 @@ class ClassifierConfig(Section):
 # %% ../nbs/00_config.ipynb #tokensconfig
 class TokensConfig(Section):
     "Disease-aware vision tokens (reference: AM_MRG's cam.py)."
+    aside = ("batch_size",)
     method: str = "gradcam"              # any CAM of pytorch-grad-cam by name
     patch: int = Field(16, ge=4)         # pixels
     threshold: float = Field(0.75, ge=0, le=1)  # mean CAM of a kept patch
@@ -154,6 +160,7 @@ class ModelConfig(Section):
 # %% ../nbs/00_config.ipynb #llmconfig
 class LLMConfig(Section):
     "The language model and its adapter."
+    aside = ("gradient_checkpointing",)
     name: str = "meta-llama/Llama-2-7b-chat-hf"  # hub name, folder, or "scratch" for a small Llama
     adapter: Literal["frozen", "lora", "qlora", "full"] = "qlora"
     lora_r: Count = 16
@@ -173,6 +180,7 @@ class LLMConfig(Section):
 # %% ../nbs/00_config.ipynb #trainconfig
 class TrainConfig(Section):
     "Optimisation (reference scripts, CheXpert Plus values)."
+    aside = ("save_steps", "allow_held_out", "tensorboard")
     epochs: float = Field(10, gt=0)
     batch_size: int = Field(6, ge=1)     # per process
     accumulate: int = Field(1, ge=1)
@@ -194,6 +202,7 @@ class TrainConfig(Section):
 # %% ../nbs/00_config.ipynb #decodeconfig
 class DecodeConfig(Section):
     "Generation (reference scripts, CheXpert Plus values)."
+    aside = ("batch_size",)
     beams: int = Field(3, ge=1)
     min_new_tokens: int = Field(80, ge=0)
     max_new_tokens: int = Field(120, ge=1)

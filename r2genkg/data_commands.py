@@ -123,11 +123,12 @@ extract = typer.Typer(no_args_is_help=True, help="Train entity and relation mode
 def extract_train(
     annotations: Annotated[Path, typer.Option(help="annotations.jsonl, or ReXKG's answers as json.")],
     out: Annotated[Path, typer.Option(help="Folder of the models.")],
-    encoder: Annotated[str, typer.Option(help="minilm (packaged), or a hub name or folder, e.g. microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext.")] = "minilm",
+    encoder: Annotated[str, typer.Option(help="minilm or smollm2 (packaged), or a hub name, folder or GGUF file, e.g. emilyalsentzer/Bio_ClinicalBERT.")] = "minilm",
+    encoder_layers: Annotated[Optional[int], typer.Option(help="Only the first layers of the encoder.")] = None,
     epochs: Annotated[Optional[int], typer.Option(help="Of the entity model.")] = None,
     relation_epochs: Annotated[Optional[int], typer.Option(help="Of the relation model.")] = None,
     batch_size: Annotated[Optional[int], typer.Option(help="Sentences.")] = None,
-    lr_encoder: Annotated[Optional[float], typer.Option(help="Learning rate of the encoder; 2e-5 for a BERT of 12 layers.")] = None,
+    lr_encoder: Annotated[Optional[float], typer.Option(help="Learning rate of the encoder; 2e-5 for a BERT of 12 layers, 1e-4 for smollm2.")] = None,
     test: Annotated[Optional[float], typer.Option(help="Share of reports held back and scored; 0: train on all.")] = None,
     dev: Annotated[Optional[float], typer.Option(help="Share of reports that picks the best epoch; 0: the last.")] = None,
     members: Annotated[Optional[int], typer.Option(help="Entity models of other seeds that answer together.")] = None,
@@ -141,8 +142,8 @@ def extract_train(
     from pydantic import ValidationError
     from r2genkg.entity_model import ExtractConfig
     from r2genkg.extract import read_annotations, train_extract
-    options = {"encoder": encoder, "epochs": epochs, "relation_epochs": relation_epochs, "batch_size": batch_size, "lr_encoder": lr_encoder, "test": test, "dev": dev,
-               "members": members, "refit": refit or None, "strict": False if recurring else None, "seed": seed}
+    options = {"encoder": encoder, "encoder_layers": encoder_layers, "epochs": epochs, "relation_epochs": relation_epochs, "batch_size": batch_size,
+               "lr_encoder": lr_encoder, "test": test, "dev": dev, "members": members, "refit": refit or None, "strict": False if recurring else None, "seed": seed}
     try: config = ExtractConfig(**{k: v for k, v in options.items() if v is not None})
     except ValidationError as e: raise R2GenKGError(f"--{str(e.errors()[0]['loc'][0]).replace('_', '-')}: {e.errors()[0]['msg']}") from None
     model = train_extract(read_annotations(annotations), out, config, relations)

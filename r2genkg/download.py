@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from .config import MADE_FROM, R2GenKGError, atomic_path, fingerprint, is_current, progress, stamp
+from .openi import Bounded
 from .prepare import data_set, prepare
 
 # %% ../nbs/07_download.ipynb #cut
@@ -124,16 +125,6 @@ def safe_member(member: tarfile.TarInfo, archive: str) -> PurePosixPath:
     if member.size > MAX_MEMBER: raise R2GenKGError(f"{archive}: member {member.name[:80]!r} has {member.size:,} bytes; refused")
     return name
 
-class _Counted:
-    "A stream that refuses to give more than `most` bytes."
-    def __init__(self, stream: Any, most: int, name: str): self.stream, self.left, self.name = stream, most, name
-
-    def read(self, n: int) -> bytes:
-        data = self.stream.read(n)
-        self.left -= len(data)
-        if self.left < 0: raise R2GenKGError(f"{self.name}: unpacks to more than {MAX_RATIO} times its size; refused")
-        return data
-
 def unpack(
     archive: str | Path,                 # .tgz
     folder: str | Path,                  # appears when all is unpacked
@@ -145,7 +136,7 @@ def unpack(
         most = max(archive.stat().st_size * MAX_RATIO, 1_000_000)
         with atomic_path(folder) as tmp, gzip.open(archive) as unpacked:
             tmp.mkdir()
-            stream = _Counted(unpacked, most, str(archive))
+            stream = Bounded(unpacked, most, str(archive), f"{MAX_RATIO} times its size")
             with tarfile.open(fileobj=stream, mode="r|", bufsize=512) as tar:       # type: ignore[call-overload]
                 for member in progress(tar, f"unpacking {archive.name}"):
                     if member.isdir() or not member.name.endswith(tuple(suffixes)): continue
@@ -153,8 +144,7 @@ def unpack(
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with tar.extractfile(member) as source, open(target, "xb") as out: shutil.copyfileobj(source, out)
                     written += 1
-            while rest := stream.read(1 << 16):
-                if rest.strip(b"\0"): raise R2GenKGError(f"{archive}: damaged archive: unreadable data after the last file")
+            stream.finish("file")
             if not written: raise R2GenKGError(f"{archive}: no {' or '.join(suffixes)} file in it")
             stamp(tmp, fingerprint(archive.name, archive.stat().st_size))
     except FileNotFoundError: raise R2GenKGError(f"{archive}: no such file") from None

@@ -22,19 +22,20 @@ from .config import R2GenKGError, Section, best_device, set_seed
 from .examples import WordPieces, cut_windows, f1
 from .records import ENTITY_TYPES, SentenceAnnotation
 from .rules import find_entities
-from .tensors import one_card, progress_callback, train_once
+from .tensors import has_bfloat16, one_card, progress_callback, train_once
 
 # %% ../nbs/21_entity_model.ipynb #extractconfig
 class ExtractConfig(Section):
     "How the entity and the relation model are trained (ReXKG's values in brackets)."
-    encoder: str = "minilm"              # or a hub name or folder, e.g. microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext
+    encoder: str = "minilm"              # or smollm2, a hub name or a folder, e.g. microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext
+    encoder_layers: int = Field(0, ge=0) # of the encoder only the first; 0: all
     max_width: int = Field(8, ge=1)      # words of the longest entity (8)
     hidden: int = Field(150, ge=1)       # width of the heads (150)
     dropout: float = Field(0.2, ge=0, lt=1)
     epochs: int = Field(6, ge=1)         # of the entity model (50)
     relation_epochs: int = Field(6, ge=1)  # (20)
     batch_size: int = Field(16, ge=1)    # sentences (8)
-    lr_encoder: float = Field(3e-4, gt=0)  # (1e-5); for a BERT of 12 layers take 2e-5
+    lr_encoder: float = Field(3e-4, gt=0)  # (1e-5); for a BERT of 12 layers take 2e-5, for smollm2 1e-4
     lr_head: float = Field(1e-3, gt=0)   # (5e-4)
     warmup: float = Field(0.1, ge=0, le=1)
     lexicon: bool = True                 # the vocabulary's reading of a word as an input of the entity model (not in PURE)
@@ -207,7 +208,7 @@ def fit(
         lr_scheduler_type="linear", warmup_steps=int(config.warmup * steps), max_grad_norm=1.0, seed=config.seed, data_seed=config.seed,
         eval_strategy="epoch" if dev else "no", save_strategy="epoch", logging_strategy="epoch", save_total_limit=1, load_best_model_at_end=bool(dev),
         metric_for_best_model="f1" if dev else None, greater_is_better=True if dev else None, label_names=["labels"], remove_unused_columns=False,
-        train_sampling_strategy="group_by_length", report_to="none", use_cpu=device == "cpu", bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
+        train_sampling_strategy="group_by_length", report_to="none", use_cpu=device == "cpu", bf16=device == "cuda" and has_bfloat16(),
         dataloader_pin_memory=device == "cuda", disable_tqdm=True, log_level="error")
     trainer = Trainer(model=model, args=one_card(args), train_dataset=train, eval_dataset=dev or None, data_collator=collate, optimizers=(two_rates(model, config), None),
                       preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1), compute_metrics=lambda p: {"f1": class_f1(p.predictions, p.label_ids)})

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAIN_SCORE', 'derange', 'baseline_reports', 'positive_labels', 'write_predictions', 'score_all', 'intervals',
-           'evaluate']
+           'image_features', 'evaluate']
 
 # %% ../nbs/51_evaluation.ipynb #code-2
 import json
@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
+from .classifier import SwinClassifier
 from .config import LABELS, atomic_path, best_device, progress, write_json
 from .graph import M3KG
 from .labels import label_reports
 from .metrics import Evaluation, best_constant, evaluate_reports, nearest_reports
-from .model import R2GenKG
+from .model import R2GenKG, mean_views
 from .records import Study
 from .significance import bootstrap
-from .batches import TrainingData, make_dataset, training_texts
+from .batches import ReportDataset, TrainingData, make_dataset, training_texts, views_to_pixels
 from .train import generate_all
 
 # %% ../nbs/51_evaluation.ipynb #derange
@@ -91,6 +93,17 @@ def intervals(evaluation: Evaluation, keys: Sequence[str] = (MAIN_SCORE, "ce_f1/
     return {key: [float(v) for v in row[["score", "low", "high"]]] for key, row in found.iterrows()}
 
 # %% ../nbs/51_evaluation.ipynb #evaluate
+@torch.inference_mode()
+def image_features(dataset: ReportDataset, classifier: Any) -> np.ndarray | None:
+    "Mean visual token (S, C) of each study: as they were made for a frozen encoder, else by the classifier; None without either."
+    if dataset.visual is not None: return dataset.visual.mean(1).numpy()
+    if classifier is None or dataset.images is None: return None
+    rows, device = [], next(classifier.parameters()).device
+    for start in progress(range(0, len(dataset), 32), "encoding images", -(-len(dataset) // 32)):
+        views = views_to_pixels([dataset.images(i) for i in range(start, min(start + 32, len(dataset)))])
+        rows.append(mean_views(classifier, **{k: v.to(device) for k, v in views.items()}).mean(1).float().cpu())
+    return torch.cat(rows).numpy()
+
 def evaluate(
     run: str | Path,                     # folder that `train` wrote
     data: TrainingData,
@@ -105,8 +118,9 @@ def evaluate(
     test_set = make_dataset(config, model, test, cache)
     hypos = generate_all(model, test_set, config.decode)
     refs, train_texts = training_texts(config, test), training_texts(config, train)
-    features: list[Any] = [None, None]
-    if test_set.visual is not None: features = [v.mean(1).numpy() for d in (make_dataset(config, model, train, cache), test_set) if (v := d.visual) is not None]
+    own = config.model.freeze_vision or not (Path(data.classifier) / "config.json").is_file()
+    classifier = None if own else SwinClassifier.load(data.classifier).to(model.device).eval()
+    features = [image_features(d, classifier) for d in (make_dataset(config, model, train, cache), test_set)]
     ref_labels, train_labels = label_reports(refs), label_reports(train_texts)
     reports = {"model": hypos, "shuffled images": [hypos[i] for i in derange(len(hypos), config.train.seed)]}
     reports |= baseline_reports(train_texts, train_labels, refs, ref_labels, *features)
@@ -114,7 +128,8 @@ def evaluate(
     write_predictions(run / "predictions.jsonl", test, refs, hypos, ref_labels, hypo_labels["model"])
     write_json(run / "baselines.json", {name: list(texts) for name, texts in reports.items() if name != "model"})
     found = score_all(refs, reports, ref_labels, hypo_labels, test[0].source, data.graph)
-    metrics = {"scores": found["model"].scores, "settings": found["model"].settings | {"section": config.studies.section, "report_cleaning": config.studies.cleaning},
+    settings = {"labels": "rules", "section": config.studies.section, "report_cleaning": config.studies.cleaning}
+    metrics = {"scores": found["model"].scores, "settings": found["model"].settings | settings,
                "intervals": intervals(found["model"]), "baselines": {k: e.scores for k, e in found.items() if k != "model"}, "test_studies": len(test)}
     write_json(run / "metrics.json", metrics)
     return metrics

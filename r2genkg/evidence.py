@@ -139,6 +139,7 @@ def explain_sentences(
     phrases: Mapping | None = None,      # from `node_phrases`; None: of the node names
     tokens: int = 3,                     # vision tokens given per sentence
     nodes: int = 4,                      # attended nodes given per sentence
+    classifier: Any = None,              # a `SwinClassifier` for the Grad-CAMs; None: without
 ) -> list[SentenceEvidence]:
     "The evidence behind each sentence of a report; an empty report has none."
     if not any(map(str.isalnum, text)): return []
@@ -153,8 +154,8 @@ def explain_sentences(
     groups, stated = group_attention(model, embeds, ids, ranges), sentence_labels([r[0] for r in ranges])
     known = _node_evidence(model, groups, maps, [r[0] for r in ranges], phrases, nodes)
     bank = _token_evidence(groups, maps, tokens, len(ranges))
-    seen = sorted({k for row in stated for k, v in row.items() if v != 0}, key=LABELS.index) if hasattr(model.vision, "classify") else []
-    cams = {k: to_grid(m, int(round(visual.shape[1] ** 0.5))) for k, m in label_maps(model.vision, pixels[:1], seen).items()}
+    seen = sorted({k for row in stated for k, v in row.items() if v != 0}, key=LABELS.index) if classifier is not None else []
+    cams = {k: to_grid(m, int(round(visual.shape[1] ** 0.5))) for k, m in label_maps(classifier, pixels[:1], seen).items()}
     shares = [{name: float(a[s].sum()) for name, a in groups.items()} for s in range(len(ranges))]
     return [SentenceEvidence(sentence, region_map(influence[s].numpy()), float(logp[s].exp()), stated[s], {k: cams[k] for k in stated[s] if k in cams},
                              *known[s], bank[s], shares[s] | {"text": 1 - sum(shares[s].values())}) for s, (sentence, *_) in enumerate(ranges)]

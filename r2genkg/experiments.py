@@ -18,6 +18,7 @@ import yaml
 
 from .config import Config, R2GenKGError, atomic_path, fingerprint, is_current, load_config, override, read_json, read_yaml, write_json
 from .pipeline import STAGES, StageResult, run_pipeline, stage_hash
+from .tensors import free_memory
 
 # %% ../nbs/53_experiments.ipynb #variant
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _run_one(job: Job, roots: Sequence[Path], echo: Callable, submit: str, resub
     "One run; a fault becomes part of the outcome, except one in the stages of the root."
     title = " ".join(filter(None, (job.data, job.variant))) or "run"
     note = echo if job.folder == roots[0] else lambda r: echo(r) if r.seconds is not None else None
-    mark, reuse = job.folder / "failed.json", [r for r in roots if r != job.shared]
+    mark, run, why, reuse = job.folder / "failed.json", job.folder / "run", "", [r for r in roots if r != job.shared]
     if job.shared == roots[0]: run_pipeline(job.config, roots[0], "vision_tokens", echo=note)
     try:
         done = run_pipeline(job.config, job.shared, "vision_tokens", reuse, lambda r: None if job.shared == roots[0] else note(r))
@@ -175,9 +176,9 @@ def _run_one(job: Job, roots: Sequence[Path], echo: Callable, submit: str, resub
     except Exception as e:              # a card out of memory must not stop the other runs
         why = str(e) if isinstance(e, R2GenKGError) else f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}"
         if not why.startswith(PENDING): write_json(mark, {"error": why, "variant": job.variant, "data": job.data, "seed": job.seed})
-        return Outcome(job.variant, job.seed, None, error=why, data=job.data)
+    free_memory()                       # not before: the fault itself holds the model of a run that failed
+    if why: return Outcome(job.variant, job.seed, None, error=why, data=job.data)
     mark.unlink(missing_ok=True)
-    run = job.folder / "run"
     return Outcome(job.variant, job.seed, run, read_json(run / "metrics.json")["scores"], data=job.data)
 
 # %% ../nbs/53_experiments.ipynb #submit_run

@@ -19,11 +19,11 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from . import __version__
-from .annotate import annotation_line, read_answers, register_annotator
+from .annotate import annotation_line, read_answers, register_annotator, tell_counts
 from .assertion import assertions
 from .config import R2GenKGError, atomic_path, best_device, file_marks, fingerprint, progress, read_json, set_seed, write_json
 from .entity_model import ExtractConfig, SpanEnsemble, SpanModel, find_spans, train_entities
-from .examples import WordPieces, cut_windows, distinct_sentences, encoder_source, join_windows, open_encoder, score_annotations, split_reports
+from .examples import WordPieces, as_encoder, cut_windows, distinct_sentences, encoder_source, join_windows, open_encoder, score_annotations, split_reports
 from .lexicon import split_sentences, tokenize
 from .records import ENTITY_TYPES, RELATION_TYPES, Entity, SentenceAnnotation, plain_text
 from .relation_model import MarkerModel, find_relations, train_relations
@@ -120,7 +120,7 @@ def _read_model(folder: Path) -> ExtractModel:
         if (made["entity_types"], made["relation_types"]) != (list(ENTITY_TYPES), list(RELATION_TYPES)):
             raise R2GenKGError(f"{folder}: trained for other entity or relation types; train again")
         config = ExtractConfig.model_validate(made["config"])
-        def encoder() -> Any: return AutoModel.from_config(AutoConfig.from_pretrained(folder / "encoder"))
+        def encoder() -> Any: return as_encoder(AutoModel.from_config(AutoConfig.from_pretrained(folder / "encoder")))
         pieces = WordPieces(AutoTokenizer.from_pretrained(folder / "encoder"), config.max_pieces)
         entities, relations = _new_spans(config, encoder), None
         load_model(entities, folder / "entity.safetensors")
@@ -134,8 +134,10 @@ def _read_model(folder: Path) -> ExtractModel:
 
 # %% ../nbs/23_extract.ipynb #read_annotations
 def read_annotations(path: str | Path) -> list[tuple[str, list[SentenceAnnotation]]]:
-    "Annotated reports of a file of ours (JSON Lines) or of ReXKG's answers. Raises `R2GenKGError` if there is no entity in it."
-    reports = [(id, sentences) for id, _, sentences in read_answers(path, Counter())]
+    "Annotated reports of a file of ours (JSON Lines) or of ReXKG's answers; losses are told. Raises `R2GenKGError` if there is no entity in it."
+    counts: Counter = Counter()
+    reports = [(id, sentences) for id, _, sentences in read_answers(path, counts)]
+    tell_counts(path, counts)
     if not any(s.entities for _, sentences in reports for s in sentences): raise R2GenKGError(f"{path}: no annotated entity in it; nothing to train on")
     return reports
 
@@ -165,17 +167,18 @@ def train_extract(
 def _train_new(config: ExtractConfig, relations: str, train: Sequence[SentenceAnnotation], dev: Sequence[SentenceAnnotation], work: Path) -> ExtractModel:
     "Fresh models, trained; checkpoints lie in `work`."
     set_seed(config.seed)
-    encoder, tokenizer = open_encoder(config.encoder)
+    def fresh() -> Any: return open_encoder(config.encoder, config.encoder_layers)
+    encoder, tokenizer = fresh()
     most = getattr(encoder.config, "max_position_embeddings", config.max_pieces)
     if config.max_pieces > most: raise R2GenKGError(f"max_pieces is {config.max_pieces}, but the encoder {config.encoder} reads {most} at most")
     pieces = WordPieces(tokenizer, config.max_pieces)
-    spans, pair = _new_spans(config, lambda: open_encoder(config.encoder)[0]), None
+    spans, pair = _new_spans(config, lambda: fresh()[0]), None
     related: dict[tuple[str, str], tuple[str, ...]] = {}
     for n, member in enumerate(spans.members):
         train_entities(member, train, dev, pieces, config.model_copy(update={"seed": config.seed + n}), work / f"entity-{n}")
     if relations == "model":
         set_seed(config.seed)            # whatever was trained before or only read
-        pair = MarkerModel(open_encoder(config.encoder)[0], config.hidden, config.dropout)
+        pair = MarkerModel(fresh()[0], config.hidden, config.dropout)
         related, _ = train_relations(pair, train, dev, pieces, config, work / "relation")
     return ExtractModel(config, spans, pair, pieces, related, relations).to(best_device())
 

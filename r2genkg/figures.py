@@ -25,8 +25,8 @@ from .report import explain, node_names, load_run, run_folder
 from .run_figures import calibration, per_study, plot_calibration, plot_distributions
 from .studies import Study, load_studies
 from .tables import run_stats
-from .token_audit import audit_bank, audit_form, audit_maps, audit_table, contact_sheet, retrieval_purity, sample_retrievals
-from .visualize import pick_nodes, plot_attention, plot_attribution, plot_cams, plot_curves, plot_sources, plot_subgraph, save_figure
+from .token_audit import audit_bank, audit_form, audit_maps, audit_table, contact_sheet, draw_pairs, label_weights, purity_table, retrievals_of
+from .visualize import pick_nodes, plot_attention, plot_attribution, plot_cams, plot_curves, plot_sources, plot_subgraph, save_figure, selectivity
 from .vision_tokens import VisionTokens, pair_cams, select_patches
 
 # %% ../nbs/62_figures.ipynb #stage_paths
@@ -99,8 +99,7 @@ def study_figures(
 # Each picture is written with the sentence that says what to read from it, and how much there is to read.
 def _attention(study: Study, image: np.ndarray, maps: Mapping[str, np.ndarray], names: Sequence[str], folder: str | Path) -> Path:
     kg2v = maps["kg2v"]
-    gap = np.abs(kg2v - kg2v.mean(0)).sum(1) / 2
-    best = pick_nodes(kg2v)
+    gap, best = selectivity(kg2v), pick_nodes(kg2v)
     told = ", ".join(f"{names[n]} {gap[n]:.3f}" for n in best)
     caption = (f"Test study {study.id}: where the nodes look (KG2V) and which cells read them (V2KG), for the nodes that differ most from the mean map. "
                f"Their distance from it (0: alike, 1: apart): {told}; median of all {len(names)} nodes {np.median(gap):.3f}.")
@@ -116,7 +115,7 @@ def _subgraph(study: Study, kg2v: np.ndarray, model: R2GenKG, paths: Mapping[str
 def _retrieved(study: Study, weights: np.ndarray, model: R2GenKG, bank: VisionTokens, folder: str | Path) -> Path:
     positive = [k for k in LABELS if (study.labels or {}).get(k) == 1]
     right = bank.table.label.isin(positive).to_numpy()
-    apart = np.abs(weights - weights.mean(0)).sum(1).mean() / 2
+    apart = selectivity(weights).mean()
     caption = (f"Test study {study.id} ({', '.join(positive) or 'no positive label'}): vision tokens that four disease queries retrieved, its own labels first, with label and "
                f"weight (an even spread gives {1 / len(bank):.4f}). Tokens of the study's own labels get {weights[:, right].sum(1).mean():.3f} of the weight of all queries and "
                f"are {right.mean():.3f} of the bank. Distance of a query's weights from the mean of the queries (0: all retrieve alike, 1: apart): {apart:.3f}.")
@@ -177,15 +176,23 @@ def run_figures(
 
 # %% ../nbs/62_figures.ipynb #retrieval_weights
 @torch.inference_mode()
-def retrieval_weights(model: R2GenKG, studies: Sequence[Study], batch_size: int = 32) -> np.ndarray:
-    "Weights (S, Q, M) with which the disease queries of each study read the bank. Raises `R2GenKGError` for a run without retrieval."
+def retrieval_weights(
+    model: R2GenKG,
+    studies: Sequence[Study],
+    token_labels: Sequence[str],               # (M,) of the bank
+    pairs: Sequence[tuple[int, int]] = (),     # (study, query) whose weights are wanted in full
+    batch_size: int = 32,
+) -> tuple[np.ndarray, dict[tuple[int, int], np.ndarray]]:  # `label_weights` (S, 14), weights (M,) of each pair
+    "How the disease queries of each study read the bank; all weights (S, Q, M) are never held at once. Raises `R2GenKGError` for a run without retrieval."
     if "attention_visual" not in model.prefix.parts: raise R2GenKGError("this run retrieves nothing (model.use_retrieval=false): there is nothing to audit")
-    c, parts = model.cfg.studies, []
+    c, shares, rows = model.cfg.studies, [], dict[tuple[int, int], np.ndarray]()
     for start in range(0, len(studies), batch_size):
         views = [np.stack([load_image(p, c.image_size) for p in s.images[:c.max_views]]) for s in studies[start:start + batch_size]]
         _, maps = model.prefix(model.encode(**{k: v.to(model.device) for k, v in views_to_pixels(views).items()}), return_attention=True)
-        parts.append(maps["retrieval"].float().cpu().numpy())
-    return np.concatenate(parts)
+        weights = maps["retrieval"].float().cpu().numpy()
+        shares.append(label_weights(weights, token_labels))
+        rows |= {(s, q): weights[s - start, q].copy() for s, q in pairs if start <= s < start + len(weights)}
+    return np.concatenate(shares), {pair: rows[pair] for pair in pairs}
 
 # %% ../nbs/62_figures.ipynb #audit_run
 def audit_run(
@@ -201,10 +208,11 @@ def audit_run(
     (model, _), bank = load_run(run), VisionTokens.load(paths["vision_tokens"])
     studies = [s for s in load_studies(paths["studies"] / "studies.parquet") if s.split == split and s.images]
     if not studies: raise R2GenKGError(f"{run}: no study with an image in the {split} split")
-    labels, weights, size = study_labels(studies, config.studies.section), retrieval_weights(model, studies), config.studies.image_size
-    tables = {"purity": retrieval_purity(weights, bank.table.label.tolist(), label_matrix(studies, labels) == 1, seed=seed)}
+    labels, of, size = study_labels(studies, config.studies.section), bank.table.label.tolist(), config.studies.image_size
+    share, rows = retrieval_weights(model, studies, of, draw_pairs(len(studies), len(model.prefix.query_names), count, seed))
+    tables = {"purity": purity_table(share, of, label_matrix(studies, labels) == 1, seed=seed)}
     if (paths["studies"] / "masks").is_dir(): tables |= _mask_audit(paths, studies, bank, methods or (config.tokens.method,))
-    drawn = sample_retrievals(studies, weights, labels, count, seed=seed)
+    drawn = retrievals_of(studies, rows, labels)
     with atomic_path(folder) as tmp:
         tmp.mkdir()
         for name, table in tables.items(): table.to_csv(tmp / f"{name}.csv", float_format="%.4f")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .config import R2GenKGError, atomic_path, file_marks, fingerprint, read_json, write_json
-from .examples import encoder_source
+from .examples import encoder_source, open_encoder
 from .graph import M3KG
 from .records import RELATION_TYPES
 from .tensors import load_tensors
@@ -131,14 +131,8 @@ def prefix_edges(graph: M3KG, keys: Sequence[str]) -> pd.DataFrame:
 # %% ../nbs/34_granularity.ipynb #encoder_source
 @lru_cache(maxsize=2)
 def load_encoder(embedder: str) -> tuple[Any, Any]:
-    "(model, tokenizer) of an encoder; raises `R2GenKGError` where it cannot be reached."
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
-    source = encoder_source(embedder)
-    logging.disable_progress_bar()
-    try: return AutoModel.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as e:
-        raise R2GenKGError(f"embedder {embedder}: cannot be loaded ({str(e).splitlines()[0][:120]}); offline use scales.embedder=minilm") from None
+    "(model, tokenizer) of an encoder, kept for the next texts; raises `R2GenKGError` where it cannot be reached."
+    return open_encoder(embedder)
 
 # %% ../nbs/34_granularity.ipynb #embed_texts
 @torch.inference_mode()

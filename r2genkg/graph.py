@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['NODE_COLUMNS', 'TRIPLE_COLUMNS', 'SENTENCE_COLUMNS', 'node_keys', 'node_table', 'leave_to_one', 'triple_table',
            'M3KG', 'graph_from_counts', 'build_graph', 'merge_report', 'alias_owner', 'find_node', 'stated_triples',
-           'edges_of', 'edge_sentences', 'save_graph', 'load_graph', 'inner_triples', 'graph_stats', 'import_rexkg',
-           'named_triples', 'imported_triples']
+           'edges_of', 'edge_sentences', 'check_graph_folder', 'save_graph', 'load_graph', 'inner_triples',
+           'graph_stats', 'import_rexkg', 'named_triples', 'imported_triples']
 
 # %% ../nbs/27_graph.ipynb #code-2
-import difflib, re
+import difflib, os, re, tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .config import R2GenKGError, atomic_path, read_json, write_json
+from .config import R2GenKGError, _loss, atomic_path, read_json, write_json
 from .linker import Concept
 from .merging import SHARED_COLUMNS, GraphOptions, Merging, compose, merge_surfaces, shared_aliases
 from .mentions import NODE_TYPES, POLARITIES, Counts, count_reports, normalise, relation_polarities, surface_table, unfit
@@ -244,6 +244,12 @@ def edge_sentences(
     return pd.DataFrame([r for r in stated_triples(graph, searched) if r[1:4] in wanted], columns=list(SENTENCE_COLUMNS))
 
 # %% ../nbs/27_graph.ipynb #save_graph
+def check_graph_folder(folder: str | Path) -> None:
+    "Raise `R2GenKGError` if a graph could not take the place of what is there: told before hours of work, not after."
+    with tempfile.TemporaryDirectory() as like:
+        for name in (*(f"{table}.parquet" for table in _TABLES), "meta.json"): Path(like, name).touch()
+        if fault := _loss(Path(os.path.abspath(folder)), Path(like)): raise R2GenKGError(f"{folder}: {fault}")
+
 def save_graph(graph: M3KG, folder: str | Path) -> None:
     "Write each table as parquet, and meta.json."
     with atomic_path(folder) as tmp:

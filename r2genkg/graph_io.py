@@ -9,7 +9,8 @@ __all__ = ['WRITERS', 'KIND_COLOURS', 'RELATION_COLOURS', 'build_from_file', 'bu
 
 # %% ../nbs/28_graph_io.ipynb #code-2
 import csv, logging, re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .annotate import iter_annotations, load_annotations
 from .config import R2GenKGError, atomic_path, progress, read_json, write_json
 from .graph import M3KG, NODE_COLUMNS, build_graph, edge_sentences, find_node, imported_triples, inner_triples, named_triples
 from .merging import GraphOptions
-from .records import SentenceAnnotation, split_name
+from .records import SPLITS, SentenceAnnotation, report_key, split_name
 from .studies import read_studies
 
 # %% ../nbs/28_graph_io.ipynb #build_from_file
@@ -34,18 +35,26 @@ def build_from_file(
     options: GraphOptions = GraphOptions(),
 ) -> dict:
     "Build a graph from a file of studies; gives its statistics and the number of held-out reports in it. Raises `R2GenKGError` if no report has findings."
-    wanted = {split_name(name, "--split") for name in split.split(",") if split != "all"}
-    chosen = [s for s in read_studies(studies) if not wanted or s.split in wanted]
+    wanted = _splits(split)
+    chosen = [s for s in read_studies(studies, section=section) if s.split in wanted]
     texts = [(s.id, s.report(section)) for s in chosen if s.report(section).strip()]
     if not texts: raise R2GenKGError(f"{studies}: no report with {section} in split {split!r}; nothing to build a graph from")
     graph = build_graph(progress(iter_annotations(texts, annotator), "annotating", len(texts)), options)
-    graph.meta["held-out reports"] = held = sum(s.split != "train" for s in chosen)   # on record: training refuses such a graph
-    if held:
-        logging.getLogger("r2genkg").warning("%d of %d reports are of validation or test studies: not for a model that is tested on them (--split train); "
-                                             "where a file names no splits, a hash of patient or study gives 70:10:20", held, len(chosen))
+    _record_held(graph, Counter(s.split for s in chosen))
     _tell_losses(graph)
     graph.save(out)
     return graph.stats()
+
+def _splits(names: str) -> set[str]:
+    "The splits that `--split` names."
+    return set(SPLITS) if names == "all" else {split_name(name, "--split") for name in names.split(",")}
+
+def _record_held(graph: M3KG, reports: Counter) -> None:
+    "Put the number of held-out reports on record, since training refuses such a graph; `reports` are counted by split."
+    graph.meta["held-out reports"] = held = reports.total() - reports["train"]
+    if held:
+        logging.getLogger("r2genkg").warning("%d of %d reports are of validation or test studies: not for a model that is tested on them (--split train); "
+                                             "where a file names no splits, a hash of patient or study gives 70:10:20", held, reports.total())
 
 def _tell_losses(graph: M3KG) -> None:
     "Warn of what a user of a small corpus would not expect."
@@ -55,13 +64,36 @@ def _tell_losses(graph: M3KG) -> None:
                      lost, graph.meta["mentions"], graph.meta["min_count"])
     if not len(graph.triples): told.warning("no relation was found: the graph has %d nodes and no triple", len(graph.nodes))
 
+_Annotated = Iterable[tuple[str, Sequence[SentenceAnnotation]]]
+
+def _of_splits(annotated: _Annotated, studies: str | Path, split: str, reports: Counter) -> Iterator[tuple[str, Sequence[SentenceAnnotation]]]:
+    "The annotated reports whose study is in a wanted split, counted by split in `reports`. Raises `R2GenKGError` if there is none."
+    wanted, unknown = _splits(split), 0
+    split_of = {key: s.split for s in read_studies(studies, section="findings+impression") for key in (report_key(s.id), s.id)}
+    for id, sentences in annotated:
+        found = split_of.get(str(id)) or split_of.get(report_key(str(id)))
+        unknown += found is None
+        if found not in wanted: continue
+        reports[found] += 1
+        yield id, sentences
+    if unknown: logging.getLogger("r2genkg").warning("%d annotated reports are of no study in %s and were left out", unknown, studies)
+    if not reports: raise R2GenKGError(f"{studies}: names no annotated report in split {split!r}; nothing to build a graph from")
+
 def build_from_annotations(
     annotations: str | Path,             # JSON Lines of `save_annotations`, of any size
     out: str | Path,                     # folder of the graph
     options: GraphOptions = GraphOptions(),
+    studies: str | Path | None = None,   # of these reports, in any form that `read_studies` knows: tells their splits
+    split: str = "all",                  # comma-separated splits of `studies`, or all
 ) -> dict:
-    "Build a graph from annotated reports in bounded memory; gives its statistics. Raises `R2GenKGError` naming a faulty line."
-    graph = build_graph(load_annotations(annotations), options)
+    "Build a graph from annotated reports in bounded memory; gives its statistics and, with `studies`, the number of held-out reports. Raises `R2GenKGError` naming a faulty line."
+    reports: Counter = Counter()
+    annotated = load_annotations(annotations)
+    graph = build_graph(_of_splits(annotated, studies, split, reports) if studies else annotated, options)
+    if studies: _record_held(graph, reports)
+    else:
+        logging.getLogger("r2genkg").warning("%s: nothing tells which of these reports are of validation or test studies; for a model that is tested on some, "
+                                             "give --studies and --split train", annotations)
     _tell_losses(graph)
     graph.save(out)
     return graph.stats()
@@ -143,16 +175,20 @@ def write_graphml(graph: M3KG, out: Path) -> None:
     nx.write_graphml(numbered, out)
 
 # %% ../nbs/28_graph_io.ipynb #write_neo4j
+def _array(values: Iterable) -> str:
+    "Values of one cell, which the import cuts at each semicolon; one within a value becomes a comma."
+    return ";".join(str(v).replace(";", ",") for v in values)
+
 def write_neo4j(graph: M3KG, out: Path) -> None:
-    "A folder with `nodes.csv` and `relationships.csv` for `neo4j-admin database import`."
+    "A folder with `nodes.csv` and `relationships.csv` for `neo4j-admin database import`; a semicolon in an alias or a report id becomes a comma."
     out.mkdir()
     labels = graph.nodes.entity_type.str.capitalize()
     pd.DataFrame({"key:ID": graph.nodes.key, "name": graph.nodes.name, "count:int": graph.nodes["count"], "absent:int": graph.nodes.absent, "uncertain:int": graph.nodes.uncertain,
-                  "cui": graph.nodes.cui, "aliases:string[]": graph.nodes.aliases.map(lambda a: ";".join(a)), ":LABEL": labels}
+                  "cui": graph.nodes.cui, "aliases:string[]": graph.nodes.aliases.map(_array), ":LABEL": labels}
                  ).to_csv(out / "nodes.csv", index=False, quoting=csv.QUOTE_ALL)
     t = graph.triples
     pd.DataFrame({":START_ID": t.source, ":END_ID": t.target, ":TYPE": t.type.str.upper(), "count:int": t["count"], "absent:int": t.absent, "uncertain:int": t.uncertain,
-                  "reports:string[]": t.reports.map(lambda r: ";".join(map(str, r)))}
+                  "reports:string[]": t.reports.map(_array)}
                  ).to_csv(out / "relationships.csv", index=False, quoting=csv.QUOTE_ALL)
 
 # %% ../nbs/28_graph_io.ipynb #to_hetero
@@ -195,11 +231,12 @@ def write_turtle(graph: M3KG, out: Path) -> None:
     with out.open("w", encoding="utf-8") as file:
         file.write("@prefix n: <urn:r2genkg:node:> .\n@prefix r: <urn:r2genkg:> .\n@prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .\n\n")
         for n in graph.nodes.rename(columns={"name": "label", "count": "total"}).itertuples():
-            file.write(f"{place[n.key]} a r:{n.entity_type} ; rdfs:label {_literal(n.label)} ; r:key {_literal(n.key)} ; r:count {n.total} ; r:absent {n.absent} .\n")
+            file.write(f"{place[n.key]} a r:{n.entity_type} ; rdfs:label {_literal(n.label)} ; r:key {_literal(n.key)} ; "
+                       f"r:count {n.total} ; r:absent {n.absent} ; r:uncertain {n.uncertain} .\n")
         for i, t in enumerate(graph.triples.rename(columns={"count": "total"}).itertuples()):
             a, b = place[t.source], place[t.target]
             if t.total: file.write(f"{a} r:{t.type} {b} .\n")
-            file.write(f"r:s{i} r:source {a} ; r:relation r:{t.type} ; r:target {b} ; r:count {t.total} ; r:absent {t.absent} .\n")
+            file.write(f"r:s{i} r:source {a} ; r:relation r:{t.type} ; r:target {b} ; r:count {t.total} ; r:absent {t.absent} ; r:uncertain {t.uncertain} .\n")
 
 # %% ../nbs/28_graph_io.ipynb #export_graph
 def _between_nodes(graph: M3KG) -> M3KG:
@@ -233,7 +270,8 @@ def neighbourhood(
     around = t[(t.source == centre) | (t.target == centre)]
     other = around.source.where(around.source != centre, around.target)
     ranked = around.groupby(other)[["count", "absent"]].sum().sort_values(["count", "absent"], ascending=False, kind="stable").index
-    ranked = [k for k in ranked if k in set(graph.nodes.key) and k != centre]
+    nodes = set(graph.nodes.key) - {centre}
+    ranked = [k for k in ranked if k in nodes]
     keys = [centre, *ranked[:size]]
     inner = t[t.source.isin(keys) & t.target.isin(keys)]
     return M3KG(graph.nodes.set_index("key").loc[keys].reset_index()[list(graph.nodes.columns)], inner.reset_index(drop=True), meta=graph.meta), len(ranked)

@@ -7,26 +7,45 @@ __all__ = ['kg', 'kg_build', 'kg_stats', 'kg_import', 'kg_import_m3kg', 'kg_expo
            'show_rows']
 
 # %% ../nbs/66_kg_commands.ipynb #code-2
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from .config import R2GenKGError
+from .config import R2GenKGError, check_output
 from .console import AsJson, show
 
 # %% ../nbs/66_kg_commands.ipynb #kg
 kg = typer.Typer(no_args_is_help=True, help="Build, inspect, convert and compare knowledge graphs.")
 
+# %% ../nbs/66_kg_commands.ipynb #_refuse
+def _refuse(ctx: typer.Context, names: Sequence[str], why: str) -> None:
+    "Raise `R2GenKGError` for an option that was given and would have no effect."
+    for name in names:
+        if (source := ctx.get_parameter_source(name)) and source.name == "COMMANDLINE": raise R2GenKGError(f"--{name} {why}")
+
+def _check_llm(annotator: str, studies: Path | None) -> None:
+    "Raise `R2GenKGError` for a language model elsewhere, naming the command that may ask it and that keeps paid answers."
+    name, _, spec = annotator.partition(":")
+    if name != "llm" or not studies: return
+    from r2genkg.llm_annotate import load_llm_settings
+    from r2genkg.llm_client import is_local
+    settings = load_llm_settings(spec)
+    if is_local(settings.url) or settings.allow_external: return
+    raise R2GenKGError(f"{annotator} is not on this machine and would receive report text; to send it all the same, "
+                       f"`r2genkg annotate {studies} --annotator {annotator} --allow-external --out annotations.jsonl`, then give --annotations annotations.jsonl here")
+
 # %% ../nbs/66_kg_commands.ipynb #kg_build
 @kg.command("build")
 def kg_build(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the graph.")],
     studies: Annotated[Optional[Path], typer.Option(help="R2Gen json, studies.parquet, Open-i XML or tables, CheXpert Plus csv, folder + csv.")] = None,
-    annotations: Annotated[Optional[Path], typer.Option(help="Or annotations.jsonl of `annotate` or `extract run`; the next three options are for --studies.")] = None,
-    annotator: Annotated[str, typer.Option(help="rules | model:DIR | replay:FILE | llm:MODEL | llm:SETTINGS.yaml")] = "rules",
-    split: Annotated[str, typer.Option(help="Splits to read, comma separated; 'all' for every study. A graph that a model learns with: train.")] = "all",
-    section: Annotated[str, typer.Option(help="findings | findings+impression")] = "findings",
+    annotations: Annotated[Optional[Path], typer.Option(help="annotations.jsonl of `annotate` or `extract run`; --studies beside it tells the splits of its reports.")] = None,
+    annotator: Annotated[str, typer.Option(help="For --studies alone: rules | model:DIR | replay:FILE | llm:MODEL | llm:SETTINGS.yaml")] = "rules",
+    split: Annotated[str, typer.Option(help="Splits of --studies to read, comma separated; 'all' for every study. A graph that a model learns with: train.")] = "all",
+    section: Annotated[str, typer.Option(help="For --studies alone: findings | findings+impression")] = "findings",
     min_count: Annotated[int, typer.Option(min=1, help="Mentions below which a term is no node.")] = 2,
     linker: Annotated[str, typer.Option(help="scispacy[:VOCABULARY], or a table made from MRCONSO; empty: no linking.")] = "",
     merge_threshold: Annotated[float, typer.Option(help="Cosine from which near-identical names are joined (ReXKG: 0.95); 0: never.")] = 0.0,
@@ -34,17 +53,26 @@ def kg_build(
     as_json: AsJson = False,
 ) -> None:
     "Reports -> annotations -> merged nodes and counted triples."
-    from functools import partial
-    from r2genkg.granularity import embed_texts
+    from r2genkg.graph import check_graph_folder
+    from r2genkg.graph_io import build_from_annotations, build_from_file
     from r2genkg.linker import get_linker
     from r2genkg.merging import GraphOptions
-    from r2genkg.graph_io import build_from_annotations, build_from_file
-    if studies and annotations: raise R2GenKGError("give either --studies or --annotations")
-    embed = partial(embed_texts, embedder=embedder) if merge_threshold else None
-    options = GraphOptions(min_count=min_count, linker=get_linker(linker), merge_threshold=merge_threshold, embed=embed)
+    if annotations: _refuse(ctx, ("annotator", "section"), "is for reports that are not annotated yet, not for --annotations")
+    if annotations and not studies: _refuse(ctx, ("split",), "asks for --studies beside --annotations, which tell the split of each report")
+    if not merge_threshold: _refuse(ctx, ("embedder",), "is for --merge-threshold")
+    check_output(out, studies, annotations)
+    check_graph_folder(out)
+    _check_llm(annotator, studies)
+    options = GraphOptions(min_count=min_count, linker=get_linker(linker), merge_threshold=merge_threshold, embed=_embed(embedder) if merge_threshold else None)
+    if annotations: return show(build_from_annotations(annotations, out, options, studies, split), as_json)
     if studies: return show(build_from_file(studies, out, annotator, split, section, options), as_json)
-    if annotations: return show(build_from_annotations(annotations, out, options), as_json)
     raise R2GenKGError("give --studies or --annotations")
+
+def _embed(embedder: str) -> Any:
+    "What turns names into vectors; imported for this alone, since torch takes seconds."
+    from functools import partial
+    from r2genkg.granularity import embed_texts
+    return partial(embed_texts, embedder=embedder)
 
 # %% ../nbs/66_kg_commands.ipynb #kg_stats
 @kg.command("stats")
@@ -127,6 +155,7 @@ def kg_view(
 # %% ../nbs/66_kg_commands.ipynb #kg_trace
 @kg.command("trace")
 def kg_trace(
+    ctx: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder of a graph.")],
     source: Annotated[str, typer.Argument(help="A node's key, name or alias.")],
     target: Annotated[str, typer.Argument(help="The edge's other end; empty: all edges of the node.")] = "",
@@ -143,6 +172,8 @@ def kg_trace(
     from r2genkg.graph import M3KG, edge_sentences, edges_of
     from r2genkg.studies import read_texts
     if (annotations is None) == (studies is None): raise R2GenKGError("give either --annotations or --studies")
+    if annotations: _refuse(ctx, ("annotator", "section"), "is for --studies, not for --annotations")
+    _check_llm(annotator, studies)
     reports = read_texts(studies, section) if studies else []
     graph = M3KG.load(folder)
     ids = {i for names in edges_of(graph, source, target, relation).reports for i in names}

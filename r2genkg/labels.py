@@ -7,7 +7,7 @@ __all__ = ['Mention', 'StateRules', 'RulesLabeler', 'Labeler', 'get_labeler', 'l
            'compare_labels', 'join_labels']
 
 # %% ../nbs/30_labels.ipynb #code-2
-import csv, json, logging, math
+import csv, json, logging, math, re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -21,7 +21,7 @@ import yaml
 from .assertion import Flags, assertions
 from .config import LABELS, R2GenKGError, atomic_path
 from .lexicon import Lexicon, Term, find_phrases, load_lexicon, phrase_table, split_sentences, tokenize, words_of
-from .records import Study, csv_table, plain_text
+from .records import _NO_TEXT, Study, csv_table, plain_text
 from .studies import label_lines
 
 # %% ../nbs/30_labels.ipynb #mention
@@ -68,7 +68,8 @@ class StateRules:
                 wanted = {label, ("normal", label)} if value == 0 else {label}
                 if not self._about(state, wanted, subjects, bases): continue
                 # denied in front of it only: "heart enlarged, vessels within normal limits"
-                if value == 1: value = 0 if flags.removed[state.start] else -1 if flags.uncertain[state.start] else 1
+                denied = flags.removed[state.start] or low[max(0, state.start - 2):state.start] == ["no", "longer"]
+                if value == 1: value = 0 if denied else -1 if flags.uncertain[state.start] else 1
                 elif value == 0 and low[max(0, state.start - 1)] == "not": value = 1
                 yield Mention(label, value, state.start, state.end)
 
@@ -85,6 +86,12 @@ class StateRules:
         return bool(after and after.start - state.end <= 4 and "of" in bases[state.end:after.start] and not wanted.isdisjoint(after.type))
 
 # %% ../nbs/30_labels.ipynb #ruleslabeler
+_WORD = re.compile(r"[^\W_]+")
+
+def _is_blank(sentences: Sequence[str]) -> bool:
+    "Whether a report says nothing: no text, a word for none, or only the x's of de-identification."
+    return all(tuple(w for w in _WORD.findall(s.lower()) if w.strip("x")) in _NO_TEXT for s in sentences)
+
 class RulesLabeler:
     "The 14 labels by phrases, NegEx assertion and CheXpert's aggregation (Irvin et al. 2019)."
     def __init__(self, tree: Mapping | None = None, lexicon: Lexicon | None = None):
@@ -114,8 +121,9 @@ class RulesLabeler:
 
     def label(self, text: str) -> dict[str, float]:
         "Labels of one report; labels that are not mentioned are left out."
-        mentions = [m for s in split_sentences(text) for m in self.sentence_mentions(s)]
-        if not mentions and not split_sentences(text): return {}
+        sentences = split_sentences(text)
+        if _is_blank(sentences): return {}
+        mentions = [m for s in sentences for m in self.sentence_mentions(s)]
         values: dict[str, set[int]] = {}
         for m in mentions: values.setdefault(m.label, set()).add(m.value)
         found = {label: float(next(v for v in (1, -1, 0) if v in seen)) for label, seen in values.items()}

@@ -36,10 +36,10 @@ def tokenize(text: str) -> tuple[str, ...]:
 # %% ../nbs/12_lexicon.ipynb #_ends_here
 _ABBREVIATIONS = frozenset("dr mr mrs ms prof st vs approx fig e.g i.e eg ie cf incl resp dept".split())
 _UNITS = frozenset("cm mm ml cc fr in hrs hr a.m p.m am pm".split())
-_END = re.compile(r"[.!?]+[\"')\]]*(?=\s|$|(?<=[a-z)X][.])[A-Z])")
+_END = re.compile(r"[.!?](?<![.!?]{2})[.!?]*[\"')\]]*(?=\s|$|(?<=[a-z)X][.])[A-Z])")
 _ITEM = re.compile(r"^\s*(?:\(?\d{1,2}\s?[.)](?=\s*[A-Za-z])|[-*\u2022]+(?=\s))\s*")
-_BREAK = re.compile(r"\n\s*\n(?!\s*[a-z])|\n(?=\s*(?:\d{1,2}[.)]\s|[-*\u2022]\s))")
-_HEADING = re.compile(r"^(?:FINDINGS?|IMPRESSIONS?|CONCLUSION|REPORT|COMMENTS?|INTERPRETATION)\s*:\s*", re.I)
+_GAP = re.compile(r"\n\s*\n")
+_BREAK = re.compile(r"\n\n(?!\s*[a-z])|\n(?=\s*(?:\d{1,2}[.)]\s|[-*\u2022]\s))")
 
 def _ends_here(text: str, start: int, match: re.Match) -> bool:
     "Whether the full stop at `match` closes the sentence that began at `start`."
@@ -50,20 +50,39 @@ def _ends_here(text: str, start: int, match: re.Match) -> bool:
     if len(before) == 1 and word.isdigit(): return False    # a list number
     return not (word in _UNITS and rest[:1].islower() and not rest.startswith(("the ", "there ", "no ")))
 
+# %% ../nbs/12_lexicon.ipynb #_sections
+_ASKED = (r"(?:CLINICAL\s+|PATIENT\s+)?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISONS?|TECHNIQUES?|EXAM(?:INATION)?|"
+          r"REASON\s+FOR\s+(?:THE\s+)?(?:EXAM(?:INATION)?|STUDY)")
+_TOLD = r"ON\s+EXAMINATION|FINDINGS?(?:\s*(?:AND|/|&)\s*IMPRESSIONS?)?|IMPRESSIONS?|CONCLUSIONS?|REPORT|COMMENTS?|INTERPRETATION"
+_START, _NUMBER = r"(?:^|\n|(?<=[.!?:])(?=\s))\s*", r"(?:\d{1,2}[.)]\s*)?"
+_HEADING = re.compile(rf"{_START}{_NUMBER}(?:(?P<asked>(?i:{_ASKED}))|(?i:{_TOLD}))\s*:|(?<=\s){_NUMBER}(?:(?<![A-Z]\s)(?P<ASKED>{_ASKED})|(?:{_TOLD}))\s*:|"
+                      r"\n[ \t]*(?P<other>[A-Z][A-Z ,/&()-]+:)")
+
+def _sections(text: str) -> list[str]:
+    "The text in front of the first heading and under those of findings; without a later heading a blank line ends what was asked."
+    heads = list(_HEADING.finditer(text)) if ":" in text else []
+    starts = [h.start("other") if h["other"] else h.end() for h in heads]
+    parts = [text[:heads[0].start()]] if heads else [text]
+    for head, start, after in zip(heads, starts, [*heads[1:], None], strict=False):
+        part = text[start:after.start() if after else len(text)]
+        if not (head["asked"] or head["ASKED"]): parts.append(part)
+        elif not after: parts.append(part.lstrip().partition("\n\n")[2])
+    return parts
+
 # %% ../nbs/12_lexicon.ipynb #split_sentences
 def split_sentences(
     text: str,  # a report; single line ends inside it are wraps
 ) -> list[str]:
-    "Sentences with white space made single; list numbers and section headings are cut off, what has no letter or digit is left out."
+    "Sentences with white space made single, without list numbers; headings and the sections in front of the findings are cut, so is what has no letter or digit."
     found = []
-    for block in _BREAK.split(text):
+    for block in (b for part in _sections(_GAP.sub("\n\n", text)) for b in _BREAK.split(part)):
         block, start = " ".join(block.split()), 0
         for match in _END.finditer(block):
             if not _ends_here(block, start, match): continue
             found.append(block[start:match.end()])
             start = match.end()
         found.append(block[start:])
-    cleaned = (_ITEM.sub("", _HEADING.sub("", s.strip())).strip() for s in found)
+    cleaned = (_ITEM.sub("", s.strip()).strip() for s in found)
     return [s for s in cleaned if any(map(str.isalnum, s))]
 
 # %% ../nbs/12_lexicon.ipynb #term
@@ -79,23 +98,22 @@ def words_of(text: str) -> list[str]:
 
 def phrase_table(
     entries: Mapping[str, Sequence[str]],  # tag -> phrases; a phrase that is listed twice keeps its first tag
-) -> dict[str, list[tuple[tuple[str, ...], str]]]:
-    "First token -> [(tokens, tag)], longest first, for `find_phrases`."
+) -> dict[str, list[tuple[int, dict[tuple[str, ...], str]]]]:
+    "First token -> [(length, {tokens: tag})], longest first, for `find_phrases`."
     table: dict[str, dict] = {}
     for tag, phrases in entries.items():
         for phrase in phrases:
             tokens = tuple(t.lower() for t in tokenize(phrase))
-            table.setdefault(tokens[0], {}).setdefault(tokens, tag)
-    return {first: sorted(found.items(), key=lambda p: -len(p[0])) for first, found in table.items()}
+            table.setdefault(tokens[0], {}).setdefault(len(tokens), {}).setdefault(tokens, tag)
+    return {first: sorted(found.items(), reverse=True) for first, found in table.items()}
 
 def find_phrases(tokens: Sequence[str], table: Mapping) -> Iterator[Term]:
     "Longest matches of a `phrase_table` in lower-cased tokens, left to right, without overlap."
     i, n = 0, len(tokens)
     while i < n:
-        for phrase, tag in table.get(tokens[i], ()):
-            k = len(phrase)
-            if k == 1 or tuple(tokens[i:i + k]) == phrase:
-                yield Term(i, i + k - 1, tag)
+        for k, tags in table.get(tokens[i], ()):
+            if (phrase := tuple(tokens[i:i + k])) in tags:
+                yield Term(i, i + k - 1, tags[phrase])
                 i += k - 1
                 break
         i += 1

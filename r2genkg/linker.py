@@ -69,6 +69,8 @@ def _semantic_types(path: str | Path | None) -> dict[str, str]:
 
 # %% ../nbs/25_linker.ipynb #_names
 LINKER_COLUMNS = ("alias", "cui", "name", "tui")
+#: Written into a table whose aliases are normalised.
+_NORMALISED = {b"aliases": b"normalised"}
 
 def _names(mrconso: str | Path, types: Mapping[str, str]) -> Iterator[tuple[str, str, str, str]]:
     "(alias, cui, name, tui) of English names; a concept's preferred name is its first one in preferred form, or its first."
@@ -90,7 +92,7 @@ def derive_table(
 ) -> int:                                # number of names
     "Make the linker's table from UMLS files. Raises `R2GenKGError` for other files."
     import pyarrow as pa, pyarrow.parquet as pq
-    schema, total = pa.schema([(c, pa.string()) for c in LINKER_COLUMNS]), 0
+    schema, total = pa.schema([(c, pa.string()) for c in LINKER_COLUMNS], metadata=_NORMALISED), 0
     rows: list[tuple[str, str, str, str]] = []
     with atomic_path(out) as tmp, pq.ParquetWriter(tmp, schema) as writer:
         def flush() -> None:
@@ -107,12 +109,12 @@ def derive_table(
 class TableLinker:
     "Links surfaces that are, letter for letter, a name in a table (`derive_table`, or a csv or parquet with `alias` and `cui`)."
     def __init__(self, path: str | Path):
-        import pyarrow as pa, pyarrow.dataset as ds
+        import pyarrow as pa
         self.path = Path(path)
         self.ambiguous: list[tuple] = []
         self.refused: list[tuple] = []
         if not self.path.is_file(): raise R2GenKGError(f"{path}: no such linker table; make one with `derive_table`")
-        try: self.table = ds.dataset(path) if self.path.suffix == ".parquet" else ds.dataset(pa.Table.from_pandas(_hand_table(path)))
+        try: self.table = _open_table(self.path)
         except (pa.ArrowException, ValueError, OSError) as e: raise R2GenKGError(f"{path}: not a readable table ({str(e).splitlines()[0][:100]})") from None
         columns = self.table.schema.names
         if missing := [c for c in ("alias", "cui") if c not in columns]:
@@ -133,10 +135,14 @@ class TableLinker:
         names = self._rows("cui", sorted({r.cui for r in chosen if r is not None})).groupby("cui").alias.agg(lambda a: tuple(dict.fromkeys(a)))
         return [r and Concept(r.cui, normalise(r.title) or s, r.tui, r.definition, names[r.cui]) for s, r in zip(surfaces, chosen, strict=True)]
 
-def _hand_table(path: str | Path) -> pd.DataFrame:
-    "A csv of names, aliases normalised."
-    table = csv_table(path)
-    return table.assign(alias=table.alias.map(normalise)) if "alias" in table else table
+def _open_table(path: Path) -> Any:  # pyarrow.dataset.Dataset
+    "A table of names: one of `derive_table` to be scanned, another one in memory with its aliases normalised."
+    import pyarrow as pa, pyarrow.dataset as ds
+    table = ds.dataset(path) if path.suffix == ".parquet" else ds.dataset(pa.Table.from_pandas(csv_table(path)))
+    if "alias" not in table.schema.names or (table.schema.metadata or {}).items() >= _NORMALISED.items(): return table
+    held = table.to_table()
+    aliases = pa.array([normalise(str(a or "")) for a in held["alias"].to_pylist()], pa.string())
+    return ds.dataset(held.set_column(held.schema.get_field_index("alias"), "alias", aliases))
 
 def _choose(surface: str, kind: str, rows: pd.DataFrame | None, ambiguous: list, refused: list) -> Any:
     "The row of the concept that fits best; what else fitted, or was refused for its type, is noted."

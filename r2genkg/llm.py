@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROMPTS', 'prompt_sides', 'train_tokenizer', 'check_heads', 'scratch_llm', 'collate_texts', 'pretrain_lm',
            'pretrain_once', 'quiet', 'llm_dtype', 'find_gguf', 'unpack_gguf', 'quantisation', 'add_adapter',
-           'base_model', 'explain_load_error', 'load_pretrained', 'check_savable', 'build_llm']
+           'base_model', 'explain_load_error', 'load_pretrained', 'check_savable', 'check_reachable', 'build_llm']
 
 # %% ../nbs/40_llm.ipynb #code-2
 import inspect
@@ -26,7 +26,7 @@ from torch import nn
 
 from . import __version__
 from .config import LLMConfig, R2GenKGError, atomic_path, best_device, file_marks, fingerprint
-from .tensors import load_tensors, one_card, progress_callback, weights_key
+from .tensors import has_bfloat16, load_tensors, one_card, progress_callback, weights_key
 
 # %% ../nbs/40_llm.ipynb #prompt_sides
 _ASK = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
@@ -144,7 +144,7 @@ def llm_dtype(
     "The number format of the language model's weights."
     if config.dtype != "auto": return getattr(torch, config.dtype)
     if torch.device(device or best_device()).type != "cuda" or config.adapter == "full": return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if has_bfloat16() else torch.float16
 
 # %% ../nbs/40_llm.ipynb #find_gguf
 def find_gguf(
@@ -249,6 +249,15 @@ def check_savable(config: LLMConfig) -> None:
         raise R2GenKGError(f"llm.adapter={config.adapter} needs a pretrained model, which a saved run can name: with llm.name=scratch set llm.adapter=full")
 
 # %% ../nbs/40_llm.ipynb #build_llm
+def check_reachable(config: LLMConfig) -> None:
+    "Raise `R2GenKGError` for a pretrained model that cannot be had here: missing, gated, or without the package that reads it. Its weights are not fetched."
+    from transformers import AutoConfig, AutoTokenizer
+    if config.adapter == "qlora": quantisation(config, best_device())
+    if config.name == "scratch" or find_gguf(config.name): return
+    try:
+        with quiet(): AutoConfig.from_pretrained(config.name), AutoTokenizer.from_pretrained(config.name)
+    except Exception as e: raise explain_load_error(config.name, e) from None
+
 def build_llm(
     config: LLMConfig,
     texts: Sequence[str] = (),     # training reports; needed for "scratch"

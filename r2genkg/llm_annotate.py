@@ -29,35 +29,35 @@ from .studies import read_texts
 
 # %% ../nbs/19_llm_annotate.ipynb #journal
 class Journal:
-    "Append-only JSON Lines; a row is on disk when `append` returns. Without a path it lives in memory."
+    "Append-only JSON Lines, also of several users at a time; a row is on disk when `append` returns. Without a path it lives in memory."
     def __init__(self, path: str | Path | None = None):
         self.path, self.rows = Path(path) if path else None, list[dict]()
-        self._file: BinaryIO | None = None
-        self._whole = 0
         if self.path and self.path.exists(): self._read(self.path)
 
     def _read(self, path: Path) -> None:
         data = path.read_bytes()
-        self._whole = data.rfind(b"\n") + 1          # what was cut off behind it goes when something is added, not when a dry run reads
-        for n, line in enumerate(data[:self._whole].splitlines(), 1):
+        for n, line in enumerate(data[:data.rfind(b"\n") + 1].splitlines(), 1):
             try: self.rows.append(json.loads(line))
-            except ValueError: raise R2GenKGError(f"{self.path}:{n}: not a line of JSON; remove the line and run again") from None
+            except ValueError: raise R2GenKGError(f"{path}:{n}: not a line of JSON; remove the line and run again") from None
 
     def append(self, row: dict[str, Any]) -> None:
         "Add one row and wait until it is on disk."
-        if self.path and self._file is None:
+        if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists(): os.truncate(self.path, self._whole)
-            self._file = open(self.path, "ab")
-        if self._file:
-            self._file.write(json.dumps(row).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with FileLock(self.path.with_name(f".{self.path.name}.lock")), open(self.path, "a+b") as file:
+                _cut_torn_line(file)
+                file.write(json.dumps(row).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
         self.rows.append(row)
 
-    def close(self) -> None:
-        if self._file: self._file.close()
-        self._file = None
+def _cut_torn_line(file: BinaryIO) -> None:
+    "Cut off what a killed writer left behind the last newline; under the lock nobody else is writing it."
+    if not file.seek(0, os.SEEK_END): return
+    file.seek(-1, os.SEEK_END)
+    if file.read() == b"\n": return
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
 
 # %% ../nbs/19_llm_annotate.ipynb #answer_key
 _PROMPTS = {"entities": ENTITY_PROMPT, "relations": RELATION_PROMPT}
@@ -328,6 +328,7 @@ class LLMAnnotator:
         answers = Path(settings.answers) if settings.answers else None
         self.settings, self.rejected = settings, 0
         self.asker = Asker(settings, Journal(answers), Journal(answers and answers.with_suffix(".rejects.jsonl")))
+        self.counts = self.asker.counts
 
     def annotate_reports(self, texts: Sequence[str]) -> list[list[SentenceAnnotation]]:
         "Annotated sentences of each report, asked about as a whole."

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ASKED_TYPES', 'ENTITY_PROMPT', 'RELATION_PROMPT', 'ANSWERS', 'entity_message', 'relation_message', 'response_format',
-           'UnusableAnswer', 'parse_json', 'known_type', 'known_relation', 'by_sentence', 'listed_terms',
-           'read_entities', 'listed_relations', 'add_relations', 'read_relations']
+           'UnusableAnswer', 'parse_json', 'known_type', 'by_sentence', 'listed_terms', 'read_entities',
+           'listed_relations', 'add_relations', 'read_relations']
 
 # %% ../nbs/17_llm_answers.ipynb #code-2
-import ast, difflib, json, re
+import ast, json, re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +16,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from .answers import place_relations, place_terms, repair_type
-from .lexicon import tokenize
+from .answers import HEDGED, known_relation, place_relations, place_terms, repair_type
 from .records import ENTITY_TYPES, RELATION_TYPES, Relation, SentenceAnnotation
 
 # %% ../nbs/17_llm_answers.ipynb #asked_types
 #: What the model may call a term: the paper's types, and one for hedged findings.
-ASKED_TYPES = (*ENTITY_TYPES, "disorder_uncertain")
+ASKED_TYPES = (*ENTITY_TYPES, HEDGED)
 
 ENTITY_PROMPT = """You build a knowledge graph of chest X-ray findings. You get numbered sentences of one report. For every \
 sentence list its terms, each with one type:
@@ -111,19 +110,11 @@ def parse_json(text: str) -> Any:
 
 # %% ../nbs/17_llm_answers.ipynb #known_type
 _HEDGED = re.compile(r"(?=.*(?:disorder|finding|disease)).*(?:uncertain|possible|probable|suspect|likely)", re.I)
-_RELATION_NAMES = {"modifies": "modify", "modifier": "modify", "located_in": "located_at", "location": "located_at", "location_of": "located_at",
-                   "suggests": "suggestive_of", "suggestive": "suggestive_of"} | {r: r for r in RELATION_TYPES}
 
 def known_type(name: Any, sentence: str = "") -> str:
     "One of `ASKED_TYPES` for a type as a model wrote it; empty if none is meant."
-    if isinstance(name, str) and _HEDGED.search(name): return "disorder_uncertain"
+    if isinstance(name, str) and _HEDGED.search(name): return HEDGED
     return repair_type(name, sentence) or ""
-
-def known_relation(name: Any) -> str:
-    "One of `RELATION_TYPES` for a relation as a model wrote it; empty if none is meant."
-    key = re.sub(r"[^a-z]+", "_", str(name).lower()).strip("_")
-    near = difflib.get_close_matches(key, _RELATION_NAMES, n=1, cutoff=0.8)
-    return _RELATION_NAMES[near[0]] if near else ""
 
 # %% ../nbs/17_llm_answers.ipynb #_squeeze
 _NUMBER_KEYS, _TEXT_KEYS = ("number", "sentence_number", "id", "index", "sentence_id"), ("sentence", "text")
@@ -154,13 +145,15 @@ def by_sentence(
     tree: Any,                           # parsed answer
     sentences: Sequence[str],
 ) -> dict[int, Any]:
-    "Sentence number (from 1) -> its part of the answer. Raises `UnusableAnswer` if no part fits a sentence."
+    "Sentence number (from 1) -> its part of the answer, a list where several parts name it. Raises `UnusableAnswer` if no part fits a sentence."
     names = {_squeeze(s): n for n, s in enumerate(sentences, 1)}
     found = list(_entries(tree, names, len(sentences)))
     shift = int(bool(found) and {n for n, _ in found} == set(range(len(sentences))) and isinstance(tree, (dict, list)) and _has_zero(tree))
-    parts = {n + shift: part for n, part in found if 1 <= n + shift <= len(sentences)}
+    parts: dict[int, list] = {}
+    for n, part in found:
+        if 1 <= n + shift <= len(sentences): parts.setdefault(n + shift, []).append(part)
     if not parts: raise UnusableAnswer("no sentence of the report in the answer")
-    return parts
+    return {n: part[0] if len(part) == 1 else part for n, part in parts.items()}
 
 def _has_zero(tree: Any) -> bool:
     "Whether an answer counts its sentences from 0."
@@ -212,19 +205,16 @@ def read_entities(
     return read
 
 def _placed(sentence: str, terms: Sequence[tuple[str, str]], counts: Counter) -> SentenceAnnotation:
-    "The entities of one sentence; negation words in front of a term are cut, hedged findings become uncertain ones."
-    kinds: dict[str, str] = {}
-    hedged: set[str] = set()
+    "The entities of one sentence; a negation in front of a term is cut and makes it absent, hedged findings become uncertain ones."
+    listed = []
     for written, kind in terms:
-        term = _DENIAL.sub("", written.strip())
-        if term != written.strip(): counts["negations cut from terms"] += 1
-        if known_type(kind) == "disorder_uncertain":
-            hedged.add(" ".join(tokenize(term)).lower())
-            kind = "disorder_present"
-        kinds.setdefault(term, kind)
-    tokens, entities = place_terms(sentence, kinds, counts)
-    spans = [" ".join(tokens[e.start:e.end + 1]).lower() for e in entities]
-    return SentenceAnnotation(sentence, tokens, tuple(replace(e, uncertain=s in hedged) for e, s in zip(entities, spans, strict=True)))
+        term, known = _DENIAL.sub("", written.strip()), known_type(kind, sentence)
+        if term != written.strip():
+            counts["negations cut from terms"] += 1
+            if known.endswith("_present"): kind = known.replace("_present", "_notpresent")
+        listed.append((term, HEDGED if known == HEDGED else kind))
+    tokens, entities = place_terms(sentence, listed, counts)
+    return SentenceAnnotation(sentence, tokens, tuple(entities))
 
 def _fits(call: str, tree: Any) -> bool:
     "Whether an answer has exactly the shape that the schema asks for."

@@ -32,7 +32,7 @@ class LLMSettings(Section):
     api_key_env: str = "OPENAI_API_KEY"  # name of the environment variable; the key itself is never stored
     allow_external: bool = False         # may report text leave this machine?
     prices: dict[str, Price] = {}        # model -> price
-    max_cost: float | None = Field(None, ge=0)  # dollars over all runs into the same output; a call that could exceed it is not sent
+    max_cost: float | None = Field(None, ge=0)  # dollars over all runs into the same output, one at a time; a call that could exceed it is not sent
     concurrency: int = Field(8, ge=1)    # questions under way at a time
     timeout: float = Field(120.0, gt=0)  # seconds for a whole answer, not for its next byte
     attempts: int = Field(6, ge=1)       # tries of one call when the endpoint fails

@@ -33,6 +33,7 @@ def normalise(text: str) -> str:
 # %% ../nbs/24_mentions.ipynb #is_size
 #: Entity types of the graph: present and notpresent share one, as in the published M3KG.
 NODE_TYPES = ("concept", "anatomy", "disorder", "devices", "procedures")
+_BLANKED = re.compile(r"(?:x{3,}|[\W_])+")
 _SIZE = re.compile(rf"^[\d.,]+(?: ?(?:x|by|to|-|\u00d7) ?[\d.,]+)* ?{_UNIT}?$|\b\d[\d.,]* ?-?{_UNIT}\b")
 
 def is_size(surface: str) -> bool:
@@ -42,6 +43,7 @@ def is_size(surface: str) -> bool:
 def unfit(surface: str, kind: str) -> str:
     "Why a surface is no node; empty if it may be one."
     if not surface: return "empty after normalising"
+    if _BLANKED.fullmatch(surface): return "de-identified"
     if kind == "size" or is_size(surface): return "size"
     if kind not in NODE_TYPES: return f"type {kind}"
     if any(map(str.isdigit, surface)): return "contains a digit"

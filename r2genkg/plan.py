@@ -234,7 +234,7 @@ class TrainingPlan:
                 "fits": self.memory.fits, "memory GiB": round(self.memory.total, 1), **{f"memory GiB, {k}": round(v, 2) for k, v in self.memory.parts.items()},
                 **{f"trained parameters, {k}": int(v) for k, v in self.trained.items()}, "optimiser steps": self.steps,
                 "seconds per step": round(self.step_seconds, 2), "hours": round(self.hours, 1), "assumed utilisation": self.utilisation,
-                "note": "computed from shapes, not measured"}
+                "note": "computed from shapes, not measured; hours of training alone, without validation, classifier or graph"}
 
 def training_plan(
     config: Config,

@@ -22,7 +22,7 @@ import yaml
 
 from .config import R2GenKGError, check_output, progress, read_json, write_json
 from .images import read_image
-from .records import SPLITS, Studies, Study, save_studies
+from .records import SPLITS, Studies, Study, hash_share, save_studies
 from .studies import FORMATS, read_studies
 
 # %% ../nbs/06_prepare.ipynb #dataset
@@ -85,7 +85,7 @@ def official_split(studies: Studies) -> Studies:
     "Stanford's split of CheXpert Plus: `valid` becomes test, a twentieth of the training patients validation."
     def part(s: Study) -> str:
         if s.split != "train": return "test"
-        return "val" if int(hashlib.sha256((s.patient or s.id).encode()).hexdigest()[:8], 16) / 2**32 < 0.05 else "train"
+        return "val" if hash_share(s.patient or s.id) < 0.05 else "train"
     return Studies([replace(s, split=part(s)) for s in studies], studies.report, studies.meta)
 
 def _form_of(root: Path) -> str:
@@ -98,6 +98,7 @@ def read_data_set(
     images: str | Path | None = None,    # None: the usual place
     splits: str | Path = "auto",         # auto (published) | official | lab | hash | file | JSON file of ids or paths
     labels: str | Path | None = None,    # CheXbert label lines of CheXpert Plus
+    section: str = "findings",           # findings | findings+impression: a study needs one of them
 ) -> Studies:
     "Studies of a public data set under the wanted split; `.meta['splits']` says which it was. Raises `R2GenKGError` for what is missing."
     data, root = data_set(name), Path(root)
@@ -108,11 +109,11 @@ def read_data_set(
     if rule in ("official", "lab") and name != "chexpert-plus": raise R2GenKGError(f"{name}: splits {rule!r} is of chexpert-plus; use auto, hash or a file")
     folder = image_folder(data, root, images)
     form = {"chexpert-plus": "chexpert-plus", "mimic-cxr": "r2gen"}.get(name) or _form_of(root)
-    studies = read_studies(root, form, folder, {"official": "file", "lab": "hash"}.get(rule, splits), labels)
+    studies = read_studies(root, form, folder, {"official": "file", "lab": "hash"}.get(rule, splits), labels, section)
     if rule == "official": studies = official_split(studies)
     elif name == "iu-xray" and rule == "auto" and studies.report.source != "r2gen":
         rule = "r2gen"
-        with as_file(files("r2genkg") / "data" / "iu_xray_splits.json") as ids: studies = read_studies(root, form, folder, ids)
+        with as_file(files("r2genkg") / "data" / "iu_xray_splits.json") as ids: studies = read_studies(root, form, folder, ids, section=section)
     return Studies(studies, studies.report, {"data_set": name, "splits": "file" if rule == "auto" else rule})
 
 # %% ../nbs/06_prepare.ipynb #image_fault
@@ -217,7 +218,7 @@ def prepare(
     "Check a data set and write its studies. Raises `R2GenKGError` with what is missing and where it is to be had."
     if section not in ("findings", "findings+impression"): raise R2GenKGError(f"section {section!r}: use findings or findings+impression")
     counts_file = _counts_file(Path(out), Path(root))
-    read = read_data_set(name, root, images, splits, labels)
+    read = read_data_set(name, root, images, splits, labels, section)
     studies, image_counts, image_files = _settle_images(read, quick, drop_broken)
     if not studies: raise R2GenKGError(f"{root}: no study left to write ({read.report})")
     leaks = leaking_patients(studies)

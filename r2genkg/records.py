@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'ENTITY_TYPES', 'RELATION_TYPES', 'Study', 'Entity', 'Relation', 'SentenceAnnotation', 'clean_value',
-           'visible', 'plain_text', 'join_image', 'listed', 'split_name', 'hash_split', 'read_tree', 'report_key',
-           'csv_rows', 'csv_table', 'read_split_ids', 'ReadReport', 'Studies', 'collect', 'save_studies',
+           'visible', 'plain_text', 'join_image', 'listed', 'split_name', 'hash_share', 'hash_split', 'read_tree',
+           'report_key', 'csv_rows', 'csv_table', 'read_split_ids', 'ReadReport', 'Studies', 'collect', 'save_studies',
            'load_studies', 'check_section', 'check_images']
 
 # %% ../nbs/02_records.ipynb #code-2
@@ -148,9 +148,13 @@ def split_name(name: str, where: str) -> str:
     try: return _SPLIT_NAMES[name.strip().lower()]
     except KeyError: raise R2GenKGError(f"{where}: split {name!r} is none of {', '.join(SPLITS)}") from None
 
+def hash_share(key: str) -> float:
+    "A number from 0 to 1 that a key has on every machine."
+    return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
+
 def hash_split(key: str) -> str:
     "Split of a patient: train 70 %, val 10 %, test 20 %, by a hash of `key`."
-    share = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
+    share = hash_share(key)
     return "train" if share < 0.7 else "val" if share < 0.8 else "test"
 
 # %% ../nbs/02_records.ipynb #read_tree
@@ -198,9 +202,9 @@ def csv_table(path: str | Path, *needed: str) -> Any:
 
 # %% ../nbs/02_records.ipynb #_entry_keys
 def _entry_keys(entry: Any, where: str) -> list[str]:
-    "Study ids that an entry of a split list stands for: a text, or an object with image_path or id."
-    if isinstance(entry, dict): entry = entry.get("image_path") or entry.get("path_to_image") or entry.get("id")
-    texts = entry if isinstance(entry, list) else [entry]
+    "Study ids that an entry of a split list stands for: a text, or an object with id and image_path, each of which may be what a reader makes the id of."
+    named = [entry.get(k) for k in ("image_path", "path_to_image", "id")] if isinstance(entry, dict) else [entry]
+    texts = [str(t) if type(t) is int and isinstance(entry, dict) else t for n in named if n for t in (n if isinstance(n, list) else [n])]
     if not texts or not all(isinstance(t, str) and t.strip("/. ") for t in texts): raise R2GenKGError(f"{where}: expected study ids or image paths (text)")
     studies = [t.strip("/").rpartition("/")[0].replace("/", "_") if "/" in t else t for t in texts]
     return [key for s in studies for key in dict.fromkeys((s, report_key(s)))]
@@ -251,6 +255,10 @@ def _assign(record: Mapping, splits: str, split_of: Mapping[str, str], where: st
 #: The words of what stands in the place of findings that nobody wrote ("N/A", "None.", "___").
 _NO_TEXT = {(), ("n", "a"), ("na",), ("none",), ("null",), ("nil",), ("nan",)}
 
+def _written(text: str) -> bool:
+    "Whether somebody wrote this section."
+    return tuple(re.findall(r"[^\W_]+", text.lower())) not in _NO_TEXT
+
 def _check_id(id: str, seen: set[str], where: str) -> None:
     "Ids become file names: refuse empty, repeated and path-like ones."
     if not id: raise R2GenKGError(f"{where}: a study without an id")
@@ -263,8 +271,11 @@ def collect(
     records: Iterable[Mapping],   # fields of `Study`; "drop" holds a reason to leave it out, "where" its place
     report: ReadReport,           # counts are added to it
     splits: str | Path = "auto",  # auto: the file's, else hash | file | hash | path of a split-id JSON
+    section: str = "findings",    # findings | findings+impression: a study needs one of them
 ) -> Studies:
-    "Turn records into studies: ids unique, findings present, splits set; everything left out is counted and logged."
+    "Turn records into studies: ids unique, text present, splits set; everything left out is counted and logged."
+    Study("", (), "").report(section)                                           # an unknown section is told at once
+    parts = section.split("+")
     split_of = {} if str(splits) in ("auto", "file", "hash") else read_split_ids(splits)
     seen: set[str] = set()
     kept: list[Study] = []
@@ -275,7 +286,8 @@ def collect(
         report.read += 1
         _check_id(record["id"], seen, where)
         if not record.get("images"): report.noted["without images"] += 1
-        if tuple(re.findall(r"[^\W_]+", record["findings"].lower())) in _NO_TEXT: drop = "without findings"
+        record |= {part: "" for part in parts if not _written(record.get(part, ""))}
+        if not any(record[part] for part in parts): drop = f"without {' or '.join(parts)}"
         record["split"] = "" if drop else _assign(record, str(splits), split_of, where)
         if drop or not record["split"]: report.dropped[drop or "not in the split file"] += 1; continue
         report.hashed += str(splits) in ("auto", "hash") and record["split"] != own

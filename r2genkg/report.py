@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'STATED', 'GROUPS', 'OUTPUTS', 'RetrievedToken', 'GeneratedReport', 'selective_nodes', 'retrieved_tokens',
-           'run_folder', 'load_run', 'node_names', 'explain', 'Explained', 'kept_nodes', 'Reporter', 'find_films',
-           'report_images', 'png_uri', 'page', 'as_record', 'as_text', 'write_reports', 'run_notes', 'page_of',
-           'report_files']
+           'run_folder', 'load_run', 'node_names', 'explain', 'Explained', 'kept_nodes', 'run_classifier', 'Reporter',
+           'find_films', 'report_images', 'png_uri', 'page', 'as_record', 'as_text', 'write_reports', 'run_notes',
+           'page_of', 'report_files']
 
 # %% ../nbs/61_report.ipynb #code-2
 import base64, io, logging, os, re, textwrap
@@ -25,12 +25,13 @@ from jinja2 import Environment, PackageLoader, Template, select_autoescape
 from matplotlib.figure import Figure
 from PIL import Image
 
+from .classifier import SwinClassifier
 from .config import LABELS, R2GenKGError, atomic_path, best_device, load_config, progress, read_json, write_json
 from .evidence import SentenceEvidence, explain_sentences, for_showing, heat_layer, node_phrases, patch_picture, resized
 from .images import read_image, to_pixels
 from .model import R2GenKG
 from .records import visible
-from .visualize import pick_nodes, plot_attention
+from .visualize import pick_nodes, plot_attention, selectivity
 
 # %% ../nbs/61_report.ipynb #retrievedtoken
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class GeneratedReport:
 # %% ../nbs/61_report.ipynb #selective_nodes
 def selective_nodes(kg2v: np.ndarray, names: Sequence[str], count: int = 6) -> list[tuple[str, float]]:
     "Nodes whose KG2V map (N, 49) differs most from the mean map, with the total variation distance."
-    gap = np.abs(kg2v - kg2v.mean(0)).sum(1) / 2
+    gap = selectivity(kg2v)
     return [(names[n], float(gap[n])) for n in pick_nodes(kg2v, count)]
 
 # %% ../nbs/61_report.ipynb #_box
@@ -108,13 +109,14 @@ def explain(
     table: pd.DataFrame,                 # of the run's vision tokens
     images: np.ndarray,                  # (V, H, W) uint8, the views of one study
     name: str = "",
+    classifier: Any = None,              # a `SwinClassifier` for the labels; None: without
 ) -> tuple[GeneratedReport, dict[str, np.ndarray]]:
     "Generate for one study; gives the report and the attention maps behind it (v2kg, kg2v, retrieval)."
     if model.vision is None: raise R2GenKGError("this run was trained on visual tokens made elsewhere and has no vision encoder; it cannot read images")
     pixels = to_pixels(images)[None].to(model.device)
     texts, maps = model.generate(pixels, return_attention=True)
     maps = {k: v[0].float().cpu().numpy() for k, v in maps.items()}
-    probs = model.vision(pixels[0]).sigmoid().mean(0).tolist() if hasattr(model.vision, "classify") else []
+    probs = classifier(pixels[0]).sigmoid().mean(0).tolist() if classifier is not None else []
     nodes = selective_nodes(maps["kg2v"], node_names(model)) if "kg2v" in maps else []
     patches = retrieved_tokens(maps["retrieval"], table) if "retrieval" in maps else []
     labels = sorted(zip(LABELS, probs), key=lambda x: -x[1])
@@ -160,6 +162,12 @@ def kept_nodes(model: R2GenKG, nodes: int | None) -> Iterator[None]:
     finally: model.prefix.prune_kg = before
 
 # %% ../nbs/61_report.ipynb #reporter
+def run_classifier(run: Path, model: R2GenKG) -> Any:
+    "The classifier of a run as its stage trained it: the frozen vision encoder, or else the stage's folder; None where there is none."
+    if model.cfg.model.freeze_vision: return model.vision if hasattr(model.vision, "classify") else None
+    try: return SwinClassifier.load(run / str(read_json(run / "stages.json", dict)["classifier"])).to(model.device).eval()
+    except (R2GenKGError, KeyError): return None          # a run stands alone; what lies beside it may be gone
+
 class Reporter:
     "A run that is loaded once and reports on many images."
     def __init__(self, run: str | Path):
@@ -167,12 +175,19 @@ class Reporter:
         self.size = load_config(str(self.run / "config.yaml")).studies.image_size
         self.model, self.table = load_run(self.run)
         aliases, self.films = _stage_files(self.run, self.table)
-        self.phrases = node_phrases(node_names(self.model), aliases) if self.num_nodes else {}
+        self.classifier = run_classifier(self.run, self.model)
+        self.names = node_names(self.model) if "gcn" in self.model.prefix.parts else ()
+        self.phrases = node_phrases(self.names, aliases) if self.names else {}
 
     @property
     def num_nodes(self) -> int:
-        "Graph nodes that the language model can read; 0 without a graph."
-        return len(node_names(self.model)) if "gcn" in self.model.prefix.parts else 0
+        "Graph nodes that the language model can read; 0 without a graph, and where it reads V2KG alone."
+        return len(self.names) if "cross_attn_g2i" in self.model.prefix.parts else 0
+
+    @property
+    def trained_nodes(self) -> int:
+        "Graph nodes that it read in training."
+        return min(self.model.prefix.prune_kg or self.num_nodes, self.num_nodes)
 
     def __call__(
         self,
@@ -183,16 +198,15 @@ class Reporter:
     ) -> Explained:
         "Report on one study. Raises `R2GenKGError` for a number of nodes that the graph does not have."
         if nodes is not None and not 1 <= nodes <= self.num_nodes:
-            raise R2GenKGError(f"nodes={nodes}: " + (f"this run reads 1 to {self.num_nodes} graph nodes" if self.num_nodes else "this run reads no graph"))
+            raise R2GenKGError(f"nodes={nodes}: " + (f"this run reads 1 to {self.num_nodes} graph nodes" if self.num_nodes else "this run reads no graph nodes"))
         views = [image] if isinstance(image, np.ndarray) else list(image)
         small = np.stack([resized(v, (self.size, self.size)) for v in views])
         with kept_nodes(self.model, nodes):
-            report, maps = explain(self.model, self.table, small, name)
-            found = explain_sentences(self.model, small, report.text, self.phrases) if sentences else []
+            report, maps = explain(self.model, self.table, small, name, self.classifier)
+            found = explain_sentences(self.model, small, report.text, self.phrases, classifier=self.classifier) if sentences else []
         rows = sorted({m for s in found for m, _ in s.tokens})
-        names = node_names(self.model) if self.num_nodes else ()
         films = [for_showing(v) for v in views]
-        return Explained(report, small[0], maps, names, found, films[0], films[1:], {m: self.token(m) for m in rows})
+        return Explained(report, small[0], maps, self.names, found, films[0], films[1:], {m: self.token(m) for m in rows})
 
     def token(self, m: int) -> dict:
         "A row of the bank as a record, with the part of the film it was cut from where that is still there."

@@ -25,6 +25,7 @@ def _seeds(run: Run) -> list[Mapping[str, StudyStats]]:
 
 def _count(runs: Sequence[Mapping[str, StudyStats]], keys: Sequence[str]) -> int:
     "Number of studies. Raises `R2GenKGError` if the runs do not score the same number, or lack a score."
+    if not keys: raise R2GenKGError("significance: the runs have no score in common")
     for key in keys:
         if any(key not in stats for stats in runs): raise R2GenKGError(f"significance: no statistics for {key!r} in every run; METEOR needs Java")
     sizes = {len(stats[key].values) for stats in runs for key in keys}

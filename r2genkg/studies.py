@@ -168,6 +168,9 @@ def _table_labels(row: dict[str, str], where: str) -> dict[str, float] | None:
     if odd := [k for k, v in found.items() if v not in (0, 1, -1)]: raise R2GenKGError(f"{where}: {odd[0]} is {found[odd[0]]:g}; expected 1, 0, -1 or empty")
     return found
 
+#: What a column of images may be called elsewhere, without blanks and signs.
+_IMAGE_COLUMNS = {"image", "images", "imagepath", "imagepaths", "imagefile", "imagefiles", "imagename", "path", "paths", "pathtoimage", "filepath"}
+
 def read_folder_table(
     path: str | Path,               # csv with columns id, findings and, where there are films, image
     root: str | Path | None = None, # folder of the images; None: the folder of the table
@@ -175,7 +178,7 @@ def read_folder_table(
     "Records of a user's own table."
     root = root if root is not None else Path(path).parent
     for where, row in read_table(path, ("id", "findings")):
-        if "image" not in row and (like := [c for c in row if c and ("image" in c.lower() or "path" in c.lower())]):
+        if "image" not in row and (like := [c for c in row if re.sub(r"[\W_]+", "", c.lower()) in _IMAGE_COLUMNS]):
             raise R2GenKGError(f"{where}: no column image; is it {like[0]!r}? Call it image, or leave it out for reports without films")
         names = [name.strip() for name in row.get("image", "").split(";") if name.strip()]
         yield dict(id=row["id"], images=tuple(join_image(root, name, where) for name in names), findings=row["findings"],
@@ -206,7 +209,8 @@ def _told_by_content(path: Path) -> str:
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file: columns = [c.strip(' "\n') for c in file.readline(100_000).split(",")]
     except OSError as e: raise R2GenKGError(f"{path}: cannot be read: {e.strerror}") from None
-    return "openi-tables" if "uid" in columns else "chexpert-plus" if "path_to_image" in columns else "folder"
+    openi = path.name == FORMATS["openi-tables"] or {"uid", "findings", "impression"} <= {*columns} and "id" not in columns
+    return "openi-tables" if openi else "chexpert-plus" if "path_to_image" in columns else "folder"
 
 # %% ../nbs/05_studies.ipynb #read_studies
 def read_studies(
@@ -215,8 +219,9 @@ def read_studies(
     image_root: str | Path | None = None, # folder that image paths are relative to; None: the corpus's usual place
     splits: str | Path = "auto",          # the file's own where it has them, else by hash | hash | file | split-id JSON
     labels: str | Path | None = None,     # CheXbert label lines of CheXpert Plus
+    section: str = "findings",            # findings | findings+impression: a study needs one of them
 ) -> Studies:
-    "Read a corpus into studies with findings; `.report` counts the rest. Image files are not opened (`check_images` does)."
+    "Read a corpus into studies with text; `.report` counts the rest. Image files are not opened (`check_images` does)."
     path = Path(path)
     if format != "auto" and format not in FORMATS: raise R2GenKGError(f"format {format!r} is none of {', '.join(FORMATS)}")
     if not path.exists(): raise R2GenKGError(f"{path}: no such file or folder" + ("; `r2genkg data prepare` makes it" if path.suffix == ".parquet" else ""))
@@ -228,9 +233,9 @@ def read_studies(
     report = ReadReport(format)
     if format == "chexpert-plus":
         if splits == "auto": splits = "hash"  # its own split has no test part, and the lab set it aside
-        return collect(read_chexpert_plus(path, image_root, labels, report), report, splits)
+        return collect(read_chexpert_plus(path, image_root, labels, report), report, splits, section)
     reader = {"r2gen": read_r2gen, "openi-xml": openi_xml, "openi-tables": openi_tables, "folder": read_folder_table}[format]
-    return collect(reader(path, image_root), report, splits)
+    return collect(reader(path, image_root), report, splits, section)
 
 # %% ../nbs/05_studies.ipynb #read_texts
 def read_texts(
@@ -239,6 +244,6 @@ def read_texts(
     sample: int = 0,                     # the first reports only; 0: all
 ) -> list[tuple[str, str]]:              # (id, report)
     "Reports of a file of studies. Raises `R2GenKGError` if there is none."
-    texts = [(s.id, s.report(section)) for s in read_studies(studies) if s.report(section).strip()]
+    texts = [(s.id, s.report(section)) for s in read_studies(studies, section=section) if s.report(section).strip()]
     if not texts: raise R2GenKGError(f"{studies}: no report with {section}; nothing to annotate")
     return texts[:sample or None]

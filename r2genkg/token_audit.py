@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'VERDICTS', 'mask_distance', 'map_scores', 'audit_maps', 'audit_table', 'audit_bank', 'label_weights',
-           'retrieval_purity', 'Retrieval', 'sample_retrievals', 'contact_sheet', 'audit_form', 'read_verdicts',
-           'verdict_table']
+           'purity_table', 'retrieval_purity', 'Retrieval', 'draw_pairs', 'retrievals_of', 'sample_retrievals',
+           'contact_sheet', 'audit_form', 'read_verdicts', 'verdict_table']
 
 # %% ../nbs/33_token_audit.ipynb #code-2
 import base64, io, textwrap
@@ -123,18 +123,18 @@ def label_weights(
 ) -> np.ndarray:                  # (S, 14)
     "Share of a study's retrieved weight that lies on tokens of each label, mean over the queries."
     if weights.shape[-1] != len(token_labels): raise R2GenKGError(f"weights over {weights.shape[-1]} tokens, but the bank has {len(token_labels)}")
-    member = np.array([[label == name for label in LABELS] for name in token_labels], dtype=float)
-    return np.asarray(weights, dtype=float).mean(1) @ member
+    member = np.asarray(token_labels)[:, None] == np.array(LABELS)
+    return np.asarray(weights).mean(1, dtype=float) @ member.astype(float)
 
-def retrieval_purity(
-    weights: np.ndarray,          # (S, Q, M)
+def purity_table(
+    share: np.ndarray,            # (S, 14), see `label_weights`
     token_labels: Sequence[str],  # (M,)
     positive: np.ndarray,         # (S, 14) bool
     resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
     "Per label and for `any`: purity, base rate and their difference `gain`; the mean study's weight and `own` = purity - that; bootstrap 95 % intervals over studies."
-    share, rng = label_weights(weights, token_labels), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     base, mean = np.array([np.mean([name == label for name in token_labels]) for label in LABELS]), share.mean(0)
     parts = [(label, positive[:, k], share[:, k], np.full(len(share), base[k]), np.full(len(share), mean[k])) for k, label in enumerate(LABELS)]
     parts.append(("any", positive.any(1), *((values * positive).sum(1) for values in (share, base, mean))))
@@ -148,6 +148,16 @@ def retrieval_purity(
         rows[label] = row | {"without": inside[~there].mean() if label != "any" and not there.all() else np.nan}
     return pd.DataFrame.from_dict(rows, orient="index").astype({"studies": int})
 
+def retrieval_purity(
+    weights: np.ndarray,          # (S, Q, M)
+    token_labels: Sequence[str],  # (M,)
+    positive: np.ndarray,         # (S, 14) bool
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    "`purity_table` of whole weights, where they fit into memory."
+    return purity_table(label_weights(weights, token_labels), token_labels, positive, resamples, seed)
+
 # %% ../nbs/33_token_audit.ipynb #retrieval
 @dataclass(frozen=True, slots=True)
 class Retrieval:
@@ -159,6 +169,24 @@ class Retrieval:
     weights: tuple[float, ...]
     positive: tuple[str, ...]   # labels of the study
 
+def draw_pairs(studies: int, queries: int, count: int = 50, seed: int = 0) -> list[tuple[int, int]]:
+    "Draw `count` (study, query) pairs, counted from 0, without repetition, in random order."
+    return [divmod(int(i), queries) for i in np.random.default_rng(seed).permutation(studies * queries)[:count]]
+
+def retrievals_of(
+    studies: Sequence[Study],
+    rows: Mapping[tuple[int, int], np.ndarray],  # (study, query) -> weights (M,)
+    labels: pd.DataFrame | None = None,          # index: study ids; None: `Study.labels`
+    top: int = 6,                                # patches of each
+) -> list[Retrieval]:
+    "What the queries retrieved, in the order of `rows`."
+    matrix, found = label_matrix(studies, labels), []
+    for (s, q), weights in rows.items():
+        best = np.argsort(-weights, kind="stable")[:top]
+        found.append(Retrieval(studies[s].id, studies[s].images[0], q + 1, tuple(best.tolist()), tuple(weights[best].astype(float).tolist()),
+                               tuple(k for k, v in zip(LABELS, matrix[s]) if v == 1)))
+    return found
+
 def sample_retrievals(
     studies: Sequence[Study],
     weights: np.ndarray,                 # (S, Q, M)
@@ -167,16 +195,9 @@ def sample_retrievals(
     top: int = 6,                        # patches of each
     seed: int = 0,
 ) -> list[Retrieval]:
-    "Draw `count` (study, query) pairs without repetition, in random order."
+    "`retrievals_of` the pairs that `draw_pairs` gives, out of whole weights."
     if len(studies) != len(weights): raise R2GenKGError(f"{len(weights)} rows of weights for {len(studies)} studies")
-    matrix, queries = label_matrix(studies, labels), weights.shape[1]
-    drawn = np.random.default_rng(seed).permutation(len(studies) * queries)[:count]
-    found = []
-    for s, q in (divmod(int(i), queries) for i in drawn):
-        rows = np.argsort(-weights[s, q], kind="stable")[:top]
-        found.append(Retrieval(studies[s].id, studies[s].images[0], q + 1, tuple(rows.tolist()), tuple(weights[s, q, rows].astype(float).tolist()),
-                               tuple(k for k, v in zip(LABELS, matrix[s]) if v == 1)))
-    return found
+    return retrievals_of(studies, {pair: weights[pair] for pair in draw_pairs(len(weights), weights.shape[1], count, seed)}, labels, top)
 
 # %% ../nbs/33_token_audit.ipynb #_patch
 def _patch(bank: VisionTokens, row: int, size: int) -> np.ndarray:

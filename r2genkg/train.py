@@ -41,7 +41,7 @@ from .plan import check_memory
 from .qformer import load_qformer
 from .records import Study, check_images
 from .rgcn import confident_edges
-from .tensors import last_checkpoint, load_tensors, one_card, progress_callback
+from .tensors import has_bfloat16, last_checkpoint, load_tensors, one_card, progress_callback
 
 # %% ../nbs/50_train.ipynb #trainable_state
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
@@ -250,7 +250,7 @@ def training_arguments(config: Config, work: Path, examples: int) -> TrainingArg
     per_epoch = max(1, -(-examples // (c.batch_size * c.accumulate * world)))
     every = max(1, round(per_epoch / c.evals_per_epoch)) if c.evals_per_epoch else per_epoch
     total = max(1, int(per_epoch * c.epochs))
-    half = "fp16" if cuda and not torch.cuda.is_bf16_supported() else "bf16"
+    half = "bf16" if has_bfloat16() else "fp16"
     return one_card(TrainingArguments(
         output_dir=str(work), num_train_epochs=c.epochs, per_device_train_batch_size=c.batch_size, gradient_accumulation_steps=c.accumulate,
         learning_rate=c.lr, weight_decay=c.weight_decay, max_grad_norm=c.clip, warmup_steps=round(c.warmup_ratio * total),
@@ -282,6 +282,7 @@ def make_trainer(config: Config, data: TrainingData, model: R2GenKG, work: Path)
     callbacks = [DataOrder(trainer), progress_callback("training")]
     if not fsdp(): callbacks.append(AttentionMonitor(trainer, val_set or train_set))
     if c.patience and c.evals_per_epoch: callbacks.append(EarlyStop(c.patience))
+    elif c.patience: warnings.warn(f"train.patience={c.patience} does nothing without validations: set train.evals_per_epoch", stacklevel=2)
     if c.save_steps: callbacks.append(SaveEvery(c.save_steps))
     if c.tensorboard and trainer.is_world_process_zero(): callbacks.append(tensorboard(work / "tensorboard"))
     for callback in callbacks: trainer.add_callback(callback)
@@ -304,7 +305,7 @@ def run_trainer(trainer: ReportTrainer, checkpoint: str | None) -> None:
 # %% ../nbs/50_train.ipynb #train
 def check_begun(config: Config, data: TrainingData, work: Path) -> None:
     "Raise `R2GenKGError` if the checkpoints in `work` are of other settings or studies; else note those of this training."
-    mine, begun = fingerprint(config, [(s.id, s.split) for s in data.studies], [list(s.x.shape) for s in data.scales]), work / "begun.json"
+    mine, begun = fingerprint(config.decisive(), [(s.id, s.split) for s in data.studies], [list(s.x.shape) for s in data.scales]), work / "begun.json"
     if last_checkpoint(work / "checkpoints") and begun.is_file() and read_json(begun, dict).get("hash") != mine:
         raise R2GenKGError(f"{work}: its checkpoints are of a training with other settings or studies; remove the folder to begin anew, or name another")
     if not int(os.environ.get("RANK", 0)): write_json(begun, {"hash": mine})

@@ -274,11 +274,14 @@ def extract_tokens(
     matrix = label_matrix(studies, labels)
     views = _positive_views(studies, matrix)
     if not views: raise R2GenKGError("no training image has a positive label: no vision tokens to extract")
-    table, features, found = pd.DataFrame(), torch.zeros(0), 0
+    tables, parts, held, found = [], [], 0, 0     # joined only to be thinned: to join at every batch would copy all of them each time
     for new, values in _candidates(classifier.eval(), views, matrix, config, cache):
-        table, features, found = pd.concat([table, new]), torch.cat([features.view(-1, values.shape[1]), values]), found + len(new)
-        if len(table) > 2 * SLACK * config.max_per_label * len(LABELS): table, features = balance(table, features, SLACK * config.max_per_label)
-    table, features = balance(table, features, config.max_per_label, config.min_cosine_distance)
+        tables.append(new); parts.append(values)
+        held, found = held + len(new), found + len(new)
+        if held <= 2 * SLACK * config.max_per_label * len(LABELS): continue
+        table, features = balance(pd.concat(tables), torch.cat(parts), SLACK * config.max_per_label)
+        tables, parts, held = [table], [features], len(table)
+    table, features = balance(pd.concat(tables), torch.cat(parts), config.max_per_label, config.min_cosine_distance)
     if not len(table): raise R2GenKGError(f"no patch has a mean CAM over {config.threshold}: lower tokens.threshold or train the classifier longer")
     meta = {"config": config.model_dump(), "image_size": classifier.image_size, "images": len(views), "found": found, "kept": len(table)}
     logging.getLogger("r2genkg").info("%d vision tokens kept of %d found in %d images", len(table), found, len(views))

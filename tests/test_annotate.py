@@ -1,5 +1,7 @@
 """The rules annotator and replay against real answers and phantoms; streams in bounded memory."""
 import json
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections import Counter
@@ -12,9 +14,11 @@ from r2genkg.annotate import Replay, annotate, iter_annotations, load_annotation
 from r2genkg.assertion import assertions
 from r2genkg.batches import study_labels
 from r2genkg.config import R2GenKGError
+from r2genkg.extract import read_annotations
 from r2genkg.grammar import write_report
 from r2genkg.labels import label_reports
 from r2genkg.lexicon import split_sentences, tokenize
+from r2genkg.llm_annotate import Journal
 from r2genkg.phantom import sample_findings
 from r2genkg.records import Study
 from r2genkg.rules import RulesAnnotator
@@ -167,3 +171,47 @@ def test_what_is_no_list_of_texts_is_told():
             with pytest.raises(R2GenKGError, match="expected text, got"): call(["No effusion.", odd])
         assert len(call(["No effusion \ud800."])) == 1
     assert study_labels([Study("a", (), "Large effusion.", labels={})]).isna().all(axis=None)      # labelled: nothing mentioned
+
+
+def test_losses_of_answers_are_told(tmp_path, caplog):
+    """Unusable answers and unknown types are in the log, from replay and from reading for training."""
+    rows = {f"r{n}": {} if n < 100 else {"res": {f"Edema {n}.": {"edema": "?" if n < 150 else "disorder_present"}}} for n in range(500)}
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    annotate(["Edema 200."], f"replay:{tmp_path / 'a.json'}")
+    read_annotations(tmp_path / "a.json")
+    told = [r.getMessage() for r in caplog.records if "unknown type" in r.getMessage()]
+    assert len(told) == 2 and all("100 reports without a usable answer, " in t and "50 terms of unknown type" in t for t in told)
+
+
+def test_replay_keeps_the_signs_of_numbers(tmp_path):
+    rows = [("a", annotate(["Nodule of 35 cm."])[0]), ("b", annotate(["PaO2 < 60."])[0])]
+    save_annotations(tmp_path / "a.jsonl", rows)
+    replay = Replay(tmp_path / "a.jsonl")
+    assert [s.text for s in replay.annotate(["nodule of 35 cm", "Nodule of 3.5 cm", "PaO2 > 60."])] == ["Nodule of 35 cm.", "Nodule of 3.5 cm", "PaO2 > 60."]
+    assert replay.missing == 2
+
+
+WRITER = """import sys
+from r2genkg.llm_annotate import Journal
+journal = Journal(sys.argv[1])
+for n in range(1_000_000):
+    journal.append({"key": sys.argv[2], "n": n, "answer": "x" * 3000})
+    print(n, flush=True)"""
+
+
+def test_two_writers_of_a_journal_lose_nothing_when_killed(tmp_path):
+    """Each line that `append` acknowledged is there, whoever was killed, and lines stay whole."""
+    path, kept = tmp_path / "paid.jsonl", Counter()
+    for turn in range(2):
+        writers = {f"{turn}{name}": subprocess.Popen([sys.executable, "-c", WRITER, path, f"{turn}{name}"], stdout=subprocess.PIPE, text=True) for name in "ab"}
+        for writer in writers.values(): writer.stdout.readline()
+        for key, writer in writers.items():
+            time.sleep(0.3)
+            writer.kill()
+            kept[key] = 1 + len(writer.stdout.read().split())
+            writer.wait()
+        with open(path, "ab") as file: file.write(b'{"key": "tor')
+    rows = Journal(path).rows
+    for key, n in kept.items():
+        found = [r["n"] for r in rows if r["key"] == key]
+        assert found == list(range(len(found))) and len(found) >= n

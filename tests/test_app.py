@@ -47,7 +47,7 @@ def test_upload_generate_compare(address, tmp_path):
         assert "not for clinical use" in page.inner_text("body")
         assert "with-graph, 10 of 10 graph nodes" in report.locator("body").inner_text() and report.locator(".sentence").count() >= 1
         other = page.frame_locator("#report-B iframe").locator("body").inner_text()
-        assert "zero, no graph" in other
+        assert "zero, no graph nodes" in other
         page.screenshot(path=tmp_path / "app.png")
         assert (tmp_path / "app.png").stat().st_size > 20_000
         assert page.foreign == []                                 # nothing left this machine

@@ -124,6 +124,13 @@ def test_graph_from_a_table(run, tmp_path):
     assert json.loads(run("kg", "compare", "g", "g", "--json", cwd=tmp_path).stdout)
 
 
+def test_options_without_effect_are_told_before_the_slow_imports(tmp_path):
+    script = "import sys\nfrom r2genkg.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit as e: sys.exit(0 if e.code == 1 and 'torch' not in sys.modules else 2)"
+    for more in (["--annotator", "magic"], ["--section", "findings"], ["--embedder", "minilm"], ["--split", "train"]):
+        done = subprocess.run([sys.executable, "-c", script, "kg", "build", "--annotations", "a.jsonl", "--out", "g", *more], cwd=tmp_path, capture_output=True, text=True)
+        assert not done.returncode and done.stderr.startswith(f"r2genkg: {more[0]} "), done.stderr
+
+
 def test_graph_from_iu_xray(run, tmp_path, shared_data):
     run("kg", "build", "--studies", shared_data("iu_xray", "annotation.json"), "--out", "kg_iu", cwd=tmp_path)
     assert json.loads(run("kg", "stats", "kg_iu", "--json", cwd=tmp_path).stdout)["nodes"] > 300

@@ -62,6 +62,21 @@ def folder(tmp_path_factory, encoder) -> Path:
     return out
 
 
+def test_a_causal_model_as_encoder(tmp_path):
+    """Both models on the first layer of a decoder that reads two ways; saved and loaded they find the same."""
+    from transformers import LlamaConfig, LlamaModel
+    open_encoder("minilm")[1].save_pretrained(tmp_path / "llama")
+    torch.manual_seed(0)
+    LlamaModel(LlamaConfig(vocab_size=30_522, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)).save_pretrained(tmp_path / "llama")
+    config = ExtractConfig(encoder=str(tmp_path / "llama"), encoder_layers=1, hidden=32, max_width=3, epochs=10, relation_epochs=1, lr_encoder=3e-3, lr_head=3e-3)
+    reports = written(100)
+    model = train_extract([(str(n), r.sentences) for n, r in enumerate(reports)], tmp_path / "model", config)
+    again, texts = ExtractModel.load(tmp_path / "model"), [s.text for r in reports[:10] for s in r.sentences]
+    assert [(s.entities, s.relations) for s in again.annotate(texts)] == [(s.entities, s.relations) for s in model.annotate(texts)]
+    assert type(again.entities.members[0].encoder).__name__ == "TwoWay" and again.entities.members[0].encoder.config.num_hidden_layers == 1
+    assert model.scores["token F1"] > 0.5 and again.key == model.key
+
+
 @pytest.fixture(scope="module")
 def corpus() -> list[tuple[str, str]]:
     return [(f"r{n}", f"{r.text} Nodule number {n} of {n} mm.") for n, r in enumerate(written(250))]
@@ -261,7 +276,7 @@ def refused(capsys, *args) -> str:
 
 
 def test_command_line(tmp_path, encoder, capsys, run):
-    reports = written(60)
+    reports = written(100)
     save_annotations(tmp_path / "sample.jsonl", ((str(n), r.sentences) for n, r in enumerate(reports)))
     rows = [{"id": f"CXR{n}_IM", "report": r.text, "image_path": [f"CXR{n}_IM/0.png"], "split": "train"} for n, r in enumerate(reports[:20])]
     (tmp_path / "annotation.json").write_text(json.dumps({"train": rows, "val": [], "test": []}))

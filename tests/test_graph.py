@@ -17,7 +17,7 @@ from r2genkg.answers import answered_sentence
 from r2genkg.config import R2GenKGError
 from r2genkg.granularity import embed_texts, induced_edges, order_frequency, order_ppr, order_triples, pagerank, prefix_edges
 from r2genkg.graph import M3KG, build_graph, edge_sentences, find_node, graph_from_counts, stated_triples
-from r2genkg.graph_io import WRITERS, compare_graphs, export_graph, import_m3kg, rexkg_pairs, write_page
+from r2genkg.graph_io import WRITERS, compare_graphs, export_graph, import_m3kg, neighbourhood, rexkg_pairs, write_page
 from r2genkg.graph_scores import graph_scores
 from r2genkg.linker import Concept, TableLinker
 from r2genkg.mentions import count_reports, normalise
@@ -425,9 +425,22 @@ def test_graph_from_annotations(real, tmp_path, capsys):
     pd.testing.assert_frame_equal(M3KG.load(tmp_path / "kg").nodes, build_graph(real[0]).nodes)
     capsys.readouterr()
     for args, said in ((["kg", "build", "--out", "x"], "give --studies or --annotations"),
+                       (["kg", "build", "--annotations", str(tmp_path / "a.jsonl"), "--out", "x", "--annotator", "magic"], "--annotator is for reports that are not annotated yet"),
+                       (["kg", "build", "--studies", "s.csv", "--out", str(tmp_path)], "holds 'a.jsonl'"),          # before s.csv is missed
                        (["annotate", "s.csv", "--out", "x.jsonl", "--dry-run"], "--dry-run is for --annotator llm:MODEL, not for rules")):
         with pytest.raises(SystemExit, match="1"): main(args)
         assert said in capsys.readouterr().err
+
+
+def test_the_neighbourhood_of_a_hub_takes_no_time():
+    """Thousands of neighbours are looked up in one set."""
+    import time
+    keys = ["hub", *(f"n{i:05}" for i in range(20_000))]
+    nodes = pd.DataFrame({"key": keys, "name": keys, "entity_type": "concept", "aliases": [[k] for k in keys]})
+    triples = pd.DataFrame({"source": "hub", "target": keys[1:], "type": "modify", "count": 1, "absent": 0})
+    start = time.process_time()
+    near, degree = neighbourhood(M3KG(nodes, triples), "hub", size=3)
+    assert degree == 20_000 and near.nodes.key.tolist() == keys[:4] and time.process_time() - start < 5
 
 
 HEADER = "source_index,target_index,source_entity,target_entity,type,count\n"

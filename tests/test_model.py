@@ -363,8 +363,9 @@ def test_precision_that_cannot_work_is_refused():
     with pytest.raises(R2GenKGError, match="cannot be trained in float16"): check_savable(load_config("demo", ["llm.dtype=float16"]).llm)
     assert llm_dtype(load_config("demo", ["llm.adapter=frozen", "llm.dtype=float32"]).llm, "cuda:1") == torch.float32
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-        assert llm_dtype(load_config("demo", ["llm.adapter=frozen", "llm.dtype=auto"]).llm, "cuda:1") == torch.bfloat16
+        for native, dtype in ((True, torch.bfloat16), (False, torch.float16)):     # a T4 has bfloat16 in emulation only
+            patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, native=native: native or including_emulation)
+            assert llm_dtype(load_config("demo", ["llm.adapter=frozen", "llm.dtype=auto"]).llm, "cuda:1") == dtype
 
 
 def test_beams_of_a_model_whose_values_are_narrower_than_its_keys():

@@ -198,6 +198,12 @@ def test_lenient_about_the_blank_key_and_says_so(tmp_path):
     assert sizes(studies) == {"train": 1, "val": 0, "test": 1}
 
 
+def test_an_annotation_file_is_its_own_split_list(tmp_path):
+    (tmp_path / "r2.json").write_text(json.dumps({"train": [study(image_path=["s1.png"])], "test": [study(id="s2", image_path=["s2.png"])]}))
+    studies = read_studies(tmp_path / "r2.json", splits=tmp_path / "r2.json")
+    assert {s.id: s.split for s in studies} == {"s1": "train", "s2": "test"}
+
+
 def test_nothing_is_left_out_in_silence(tmp_path, caplog):
     (tmp_path / "own.csv").write_text("id,image,findings\na,a.png,Clear.\nb,b.png,\nc,c.png,NaN\n")
     with caplog.at_level("WARNING", logger="r2genkg"): studies = read_studies(tmp_path / "own.csv")

@@ -129,6 +129,10 @@ def test_early_stop(data, tmp_path, monkeypatch, patience, validations):
     assert len(history(trainer, "eval_score")) == validations
 
 
+def test_patience_without_validations_is_told(data, tmp_path):
+    with pytest.warns(UserWarning, match="patience=2 does nothing without validations"): trainer_of(data, tmp_path, "train.evals_per_epoch=0", "train.patience=2")
+
+
 def test_a_run_that_stopped_early_stays_stopped(data, tmp_path, monkeypatch):
     """Killed after training, before its results were whole: the next start keeps the best weights and trains no further."""
     scored(monkeypatch, [0.1, 0.5, 0.4])   # a fourth validation would raise StopIteration
