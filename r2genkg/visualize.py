@@ -105,11 +105,15 @@ def _places(graph: nx.Graph, seed: int) -> dict[str, np.ndarray]:
     "Positions of the nodes; pieces that nothing joins are stacked in columns, each in a square by its number of nodes."
     pieces = sorted(nx.connected_components(graph), key=len, reverse=True)
     if len(pieces) == 1 or len(pieces) > 9: return nx.spring_layout(graph, seed=seed, k=1.6 / max(len(graph), 1) ** 0.5, iterations=120)
-    places, left, top, wide = dict[str, np.ndarray](), 0.0, 1.0, 0.0
-    for piece in pieces:
-        half = max((len(piece) / len(pieces[0])) ** 0.5, 0.2)
-        if top - 2 * half < -1.01: left, top, wide = left + wide, 1.0, 0.0
-        places |= {k: 0.85 * half * xy + (left + half, top - half) for k, xy in nx.kamada_kawai_layout(graph.subgraph(piece)).items()}
+    halves = [max((len(piece) / len(pieces[0])) ** 0.5, 0.2) for piece in pieces]
+    bottom = 1 - max(2, sum(4 * h * h for h in halves) ** 0.5)           # of columns that make about a square together
+    places: dict[str, np.ndarray] = {}
+    left, top, wide = 0.0, 1.0, 0.0
+    for piece, half in zip(pieces, halves):
+        if top - 2 * half < bottom - 0.01: left, top, wide = left + wide, 1.0, 0.0
+        part = nx.empty_graph(sorted(piece))                             # a set has no order, and the layout depends on it
+        part.add_edges_from(graph.subgraph(piece).edges)
+        places |= {k: 0.8 * half * xy + (left + half, top - half) for k, xy in nx.kamada_kawai_layout(part).items()}
         top, wide = top - 2 * half, max(wide, 2.5 * half)
     return places
 
