@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'prompt_sides', 'train_tokenizer', 'check_heads', 'scratch_llm', 'collate_texts', 'pretrain_lm',
-           'pretrain_once', 'quiet', 'llm_dtype', 'find_gguf', 'unpack_gguf', 'quantisation', 'add_adapter',
-           'base_model', 'explain_load_error', 'load_pretrained', 'check_savable', 'check_reachable', 'build_llm']
+           'pretrain_once', 'quiet', 'llm_dtype', 'find_gguf', 'unpack_gguf', 'quantisation', 'settle_quantised',
+           'add_adapter', 'base_model', 'explain_load_error', 'load_pretrained', 'check_savable', 'check_reachable',
+           'build_llm']
 
 # %% ../nbs/40_llm.ipynb #code-2
 import inspect
@@ -189,6 +190,15 @@ def quantisation(config: LLMConfig, device: str) -> Any:  # BitsAndBytesConfig
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute,
                               bnb_4bit_quant_storage=store)
 
+def settle_quantised(llm: nn.Module, config: LLMConfig, device: str) -> None:
+    "Make 4-bit layers compute alike on every processor, in training and evaluation. Raises `R2GenKGError` for widths that some compute wrongly."
+    from bitsandbytes.nn import Linear4bit
+    for layer in (m for m in llm.modules() if isinstance(m, Linear4bit)):
+        layer.support_avx512bf16_for_cpu = False   # it would pack the weights at the first evaluation and from then on compute without gradient, also in training
+        if torch.device(device).type == "cpu" and layer.in_features % 64:   # blocks over two rows; seen with bitsandbytes 0.50.2 where there is AVX-512
+            raise R2GenKGError(f"llm.name: {config.name} has a layer that reads {layer.in_features} numbers, no multiple of 64: "
+                               "bitsandbytes decodes such weights wrongly on some processors; set llm.adapter=lora, or train it on a GPU")
+
 def add_adapter(
     llm: Any,  # a causal model of transformers
     config: LLMConfig,
@@ -238,6 +248,7 @@ def load_pretrained(
     if config.adapter == "qlora":
         from peft import prepare_model_for_kbit_training
         llm = prepare_model_for_kbit_training(llm, use_gradient_checkpointing=False)   # for a saved run, too: it must compute as it was trained
+        settle_quantised(llm, config, device)
     return llm, tokenizer
 
 # %% ../nbs/40_llm.ipynb #check_savable
