@@ -94,8 +94,8 @@ ROWS: tuple[tuple[str, str, Callable, str], ...] = (
     ("Rules annotator and labeler", "annotate", annotation, "annotate.py"),
     ("Entity model, trained on four fifths of 500 answers of GPT-4o", "extract", entities,
      "extract.py --parts entities --recurring --refit --epochs 5 --members 3"),
-    ("The same on the first 20 layers of SmolLM2-135M, read in both directions", "extract_smollm2", entities,
-     "extract.py --parts entities --recurring --dev 0 --encoder smollm2 --encoder-layers 20 --lr-encoder 1e-4 --epochs 4"),
+    ("The same, two models on the first 20 layers of SmolLM2-135M, read in both directions, two threads", "extract_smollm2", entities,
+     "extract.py --parts entities --recurring --dev 0 --encoder smollm2 --encoder-layers 20 --lr-encoder 1e-4 --epochs 4 --members 2"),
     ("Nodes and edges of a graph at multiples of ReXKG's size, against its loops", "graph", loops, "graph.py --rexkg FOLDER"),
     ("Graph from reports, with a memory of sentences", "growth", growth, "graph.py --growth 10000 50000 250000"),
     ("Graph from reports, every sentence annotated anew", "growth_uncached", growth, "graph.py --growth 10000 50000 250000 --cache 0"))
