@@ -197,10 +197,10 @@ def test_the_trainer_accumulates_exactly(tmp_path, visual):
 @pytest.mark.parametrize("adapter", ["full", "frozen", "lora", "qlora"])
 def test_disk_round_trip_without_pickle(tmp_path, adapter, visual):
     if adapter == "qlora": pytest.importorskip("bitsandbytes")
-    wide = "llm.hidden=64"  # rows of whole 4-bit blocks
     if "lora" in adapter:   # an adapter needs a base model that can be loaded again
+        wide, dtype = "llm.hidden=64", "bfloat16" if adapter == "qlora" else "float32"   # rows of whole 4-bit blocks; the embeddings' format as on a card
         base = make(wide); base.llm.save_pretrained(tmp_path / "base"); base.tokenizer.save_pretrained(tmp_path / "base")
-        model = make(wide, f"llm.name={tmp_path / 'base'}", f"llm.adapter={adapter}", f"llm.dtype={'bfloat16' if adapter == 'qlora' else 'float32'}")   # of the embeddings, as on a card
+        model = make(wide, f"llm.name={tmp_path / 'base'}", f"llm.adapter={adapter}", f"llm.dtype={dtype}")
         for n, p in model.llm.named_parameters():
             if "lora_B" in n: torch.nn.init.normal_(p, std=0.1)
     else: model = make(f"llm.adapter={adapter}", "model.prune_kg=5")
