@@ -153,11 +153,11 @@ def as_counts(terms: pd.DataFrame, edges: pd.DataFrame) -> Counts:
 def grouped_nodes(counts: Counts, linker: DictLinker) -> tuple:
     "Surfaces, all stages of merging, nodes, composed entities."
     table = surface_table(counts)
-    lost = {s: why for s, t in zip(table.index, table.type) if (why := unfit(s, t))}
+    lost = {s: why for s, t in zip(table.index.tolist(), table.type.tolist()) if (why := unfit(s, t))}
     fit = table[~table.index.isin(lost)]
     merging = merge_surfaces(fit, GraphOptions(linker=linker))
     nodes, key_of, claimed = node_table(fit, merging)
-    nodes, _ = leave_to_one(nodes, fit.type.to_dict(), key_of, claimed)
+    nodes, _ = leave_to_one(nodes, dict(zip(fit.index.tolist(), fit.type.tolist())), key_of, claimed)
     return nodes, key_of, lost, compose(nodes, key_of)
 
 

@@ -145,7 +145,7 @@ def graph_from_counts(
     "Merge, threshold, connect (paper, Figure 2, step 3). Raises `R2GenKGError` if nothing is left."
     if not counts.mentions: raise R2GenKGError(f"no entity was found in {counts.reports} reports; the graph would be empty")
     table = surface_table(counts)
-    reasons = {s: why for s, t in zip(table.index, table.type) if (why := unfit(s, t))}
+    reasons = {s: why for s, t in zip(table.index.tolist(), table.type.tolist()) if (why := unfit(s, t))}
     fit = table[~table.index.isin(reasons)]
     merging = merge_surfaces(fit, options, counts.spellings)
     nodes, key_of, claimed = node_table(fit, merging) if len(fit) else (pd.DataFrame(columns=[*NODE_COLUMNS, "minority"]), {}, pd.DataFrame())
@@ -154,7 +154,7 @@ def graph_from_counts(
     if not enough.any(): raise R2GenKGError(f"no term has {options.min_count} mentions in {counts.reports} reports; the graph would be empty (lower min_count)")
     too_rare = f"fewer than {options.min_count} mentions"
     nodes = nodes[enough].sort_values(["count", "absent", "key"], ascending=[False, False, True], kind="stable", ignore_index=True)
-    nodes, shared = leave_to_one(nodes, fit.type.to_dict(), key_of, claimed)      # a rare node keeps no alias from one that stays
+    nodes, shared = leave_to_one(nodes, dict(zip(fit.index.tolist(), fit.type.tolist())), key_of, claimed)      # a rare node keeps no alias from one that stays
     gone = set(rare.key)
     triples, dropped = triple_table(counts, key_of, reasons | {s: too_rare for s, k in key_of.items() if k in gone})
     drops = _drop_table(counts, table, reasons, rare, too_rare, dropped)
