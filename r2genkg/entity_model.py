@@ -74,7 +74,7 @@ def hinted_spans(
 
 # %% ../nbs/21_entity_model.ipynb #spanmodel
 class SpanModel(nn.Module):
-    "Encoder and span head (PURE, section 3.1)."
+    "Encoder and span head (PURE, section 3.1); the rules' answer counts beside the head's (not in PURE)."
     def __init__(
         self,
         encoder: Any,                    # of transformers, hidden width D

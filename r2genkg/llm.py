@@ -191,7 +191,7 @@ def quantisation(config: LLMConfig, device: str) -> Any:  # BitsAndBytesConfig
                               bnb_4bit_quant_storage=store)
 
 def settle_quantised(llm: nn.Module, config: LLMConfig, device: str) -> None:
-    "Make 4-bit layers compute alike on every processor, in training and evaluation. Raises `R2GenKGError` for widths that some compute wrongly."
+    "Keep 4-bit layers on a CPU as they are in evaluation, with gradient. Raises `R2GenKGError` for widths that some processors decode wrongly."
     from bitsandbytes.nn import Linear4bit
     for layer in (m for m in llm.modules() if isinstance(m, Linear4bit)):
         layer.support_avx512bf16_for_cpu = False   # it would pack the weights at the first evaluation and from then on compute without gradient, also in training
