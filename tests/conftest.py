@@ -1,4 +1,5 @@
 """Shared helpers of the cross-cutting tests."""
+
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -8,16 +9,21 @@ from pathlib import Path
 
 import pytest
 
-SHARED = Path(os.environ.get("R2GENKG_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
+SHARED = (
+    Path(os.environ.get("R2GENKG_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
+)
 
 
 @pytest.fixture
 def shared_data():
     """Path of a file of the shared development data; skips the test where it is missing."""
+
     def find(*parts: str) -> Path:
         path = SHARED.joinpath(*parts)
-        if not path.exists(): pytest.skip(f"shared development data not here: {'/'.join(parts)}")
+        if not path.exists():
+            pytest.skip(f"shared development data not here: {'/'.join(parts)}")
         return path
+
     return find
 
 
@@ -25,7 +31,12 @@ def shared_data():
 def processes():
     """Makes processes that have imported the libraries and read the vocabulary: a command starts in no time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]))
+        patch.setenv(
+            "PYTHONPATH",
+            os.pathsep.join(
+                [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
+        )
         multiprocessing.set_forkserver_preload(["jobs"])
         multiprocessing.forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")
@@ -35,12 +46,24 @@ def processes():
 def run(processes, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
     """`run(*args, cwd=..., expect=0)`: a command in a process of its own; a failure must end in one line without a traceback."""
     import jobs
+
     def run(*args, cwd: Path, expect: int = 0, timeout: int = 300) -> subprocess.CompletedProcess:
         told = tmp_path_factory.mktemp("told")
-        process = processes.Process(target=jobs.job, args=([*map(str, args)], str(told / "out"), str(told / "errors"), str(cwd)))
-        process.start(); process.join(timeout); process.kill()
+        process = processes.Process(
+            target=jobs.job,
+            args=([*map(str, args)], str(told / "out"), str(told / "errors"), str(cwd)),
+        )
+        process.start()
+        process.join(timeout)
+        process.kill()
         out, errors = (told / "out").read_text(), (told / "errors").read_text()
-        assert process.exitcode == expect, f"exit {process.exitcode}\n{out[-2000:]}\n{errors[-4000:]}"
-        if expect == 1: assert "Traceback" not in errors and errors.strip().splitlines()[-1].startswith("r2genkg: ")
+        assert process.exitcode == expect, (
+            f"exit {process.exitcode}\n{out[-2000:]}\n{errors[-4000:]}"
+        )
+        if expect == 1:
+            assert "Traceback" not in errors and errors.strip().splitlines()[-1].startswith(
+                "r2genkg: "
+            )
         return subprocess.CompletedProcess(args, expect, out, errors)
+
     return run

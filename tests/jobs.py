@@ -1,20 +1,21 @@
 """Commands of the program for processes forked from a server that has imported the libraries once (see `processes` in conftest)."""
+
 import os
 import sys
 import warnings
 
-import r2genkg.cli
-import r2genkg.demo
-import r2genkg.nlg
-import r2genkg.pipeline
-import r2genkg.report
-import r2genkg.tables
-import r2genkg.token_audit
+import r2genkg.use.commands
+import r2genkg.use.demo
+import r2genkg.scores.nlg
+import r2genkg.training.pipeline
+import r2genkg.use.report
+import r2genkg.training.tables
+import r2genkg.vision.token_audit
 import torch
-from r2genkg.annotate import annotate
-from r2genkg.labels import get_labeler
+from r2genkg.extraction.annotate import annotate
+from r2genkg.text.labels import get_labeler
 
-annotate(["The lungs are clear."])    # vocabulary and tokenizer, too, are read once
+annotate(["The lungs are clear."])  # vocabulary and tokenizer, too, are read once
 get_labeler("rules")
 
 
@@ -24,7 +25,8 @@ def job(args: list[str], log: str, errors: str = "", cwd: str = ".") -> None:
     torch.set_num_threads(1)
     r2genkg.nlg.java_available = lambda: False
     with open(log, "a", buffering=1) as out, open(errors or log, "a", buffering=1) as err:
-        os.dup2(out.fileno(), 1); os.dup2(err.fileno(), 2)
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
         os.chdir(cwd)
         sys.argv = ["r2genkg", *args]
         r2genkg.cli.main(args)
@@ -34,7 +36,13 @@ def limited_job(args: list[str], log: str, limit: int) -> None:
     """`job` where no file may grow beyond `limit` bytes; what the command prints goes through a pipe, which has no such limit."""
     import resource
     import subprocess
+
     keeper = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=open(log, "w"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    try: job(args, f"/proc/self/fd/{keeper.stdin.fileno()}")
-    finally: keeper.stdin.close(); os.close(1); os.close(2); keeper.wait(20)
+    try:
+        job(args, f"/proc/self/fd/{keeper.stdin.fileno()}")
+    finally:
+        keeper.stdin.close()
+        os.close(1)
+        os.close(2)
+        keeper.wait(20)

@@ -1,4 +1,5 @@
 """The package as users install it: a wheel and a source archive, installed outside the repository, with all its data inside."""
+
 import json
 import os
 import re
@@ -15,18 +16,39 @@ from packaging.requirements import Requirement
 
 pytest.importorskip("setuptools", reason="setuptools is not installed: pip install setuptools")
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("setup.py", "settings.ini", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "requirements.lock", "r2genkg")
+SOURCES = (
+    "setup.py",
+    "settings.ini",
+    "MANIFEST.in",
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    "requirements.lock",
+    "r2genkg",
+)
 SETTINGS = ConfigParser(delimiters=["="], interpolation=None)
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 CONFIG = SETTINGS["DEFAULT"]
 #: Files that are no modules, by their place in the package.
-DATA = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "r2genkg").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc"))
+DATA = sorted(
+    str(p.relative_to(ROOT))
+    for p in (ROOT / "r2genkg").rglob("*")
+    if p.is_file() and p.suffix not in (".py", ".pyc")
+)
 
 
 def python(*args, cwd: Path, path: Path | None = None) -> str:
     """Run this interpreter in another folder, with `path` as the only extra place of modules."""
-    done = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300,
-                          env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | ({"PYTHONPATH": str(path)} if path else {}) | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        | ({"PYTHONPATH": str(path)} if path else {})
+        | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, f"{args}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -36,17 +58,25 @@ def built(tmp_path_factory) -> dict[str, Path]:
     """A wheel and an sdist of a copy of the sources; nothing is fetched."""
     home, out = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("dist")
     for name in SOURCES:
-        if (ROOT / name).is_dir(): shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else: shutil.copyfile(ROOT / name, home / name)
-    python("-c", f"from setuptools import build_meta as b; b.build_sdist({str(out)!r}); b.build_wheel({str(out)!r})", cwd=home)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(ROOT / name, home / name)
+    python(
+        "-c",
+        f"from setuptools import build_meta as b; b.build_sdist({str(out)!r}); b.build_wheel({str(out)!r})",
+        cwd=home,
+    )
     return {"wheel": next(out.glob("*.whl")), "sdist": next(out.glob("*.tar.gz"))}
 
 
 def test_archives_hold_the_data(built):
-    with zipfile.ZipFile(built["wheel"]) as wheel: names = set(wheel.namelist())
+    with zipfile.ZipFile(built["wheel"]) as wheel:
+        names = set(wheel.namelist())
     assert set(DATA) <= names and len(DATA) > 20, sorted(set(DATA) - names)
     assert not [n for n in names if n.startswith(("tests", "nbs", "benchmarks"))]
-    with tarfile.open(built["sdist"]) as sdist: inside = {n.partition("/")[2] for n in sdist.getnames()}
+    with tarfile.open(built["sdist"]) as sdist:
+        inside = {n.partition("/")[2] for n in sdist.getnames()}
     assert {*DATA, "settings.ini", "setup.py", "LICENSE"} <= inside, sorted(set(DATA) - inside)
 
 
@@ -72,22 +102,47 @@ print(json.dumps([r2genkg.__file__, r2genkg.__version__, preset_names(), grid_na
 def test_installed_package_works_elsewhere(built, tmp_path, kind):
     place, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    python("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--target", place, built[kind], cwd=tmp_path)
-    where, version, presets, grids, accelerate = json.loads(python("-c", CHECK, cwd=elsewhere, path=place))
+    python(
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--disable-pip-version-check",
+        "--target",
+        place,
+        built[kind],
+        cwd=tmp_path,
+    )
+    where, version, presets, grids, accelerate = json.loads(
+        python("-c", CHECK, cwd=elsewhere, path=place)
+    )
     assert Path(where).is_relative_to(place) and version == CONFIG["version"]
-    assert {"demo", "iu-xray", "chexpert-plus", "mimic-cxr"} <= set(presets) and {"demo", "paper"} <= set(grids) and accelerate
+    assert (
+        {"demo", "iu-xray", "chexpert-plus", "mimic-cxr"} <= set(presets)
+        and {"demo", "paper"} <= set(grids)
+        and accelerate
+    )
     program = place / "bin" / "r2genkg"
     assert python(program, "presets", cwd=elsewhere, path=place).split() == presets
     assert "Usage" in python(program, "--help", cwd=elsewhere, path=place)
 
 
-def requirements(key: str) -> list[Requirement]: return [Requirement(text) for text in CONFIG[key].split()]
+def requirements(key: str) -> list[Requirement]:
+    return [Requirement(text) for text in CONFIG[key].split()]
 
 
 def test_every_version_is_bounded():
     keys = [key for key in CONFIG if key == "requirements" or key.endswith("_requirements")]
     assert len(keys) >= 5
-    open_ended = [str(r) for key in keys for r in requirements(key) if not re.search(r"<|==", str(r.specifier)) and not _calendar(r.name)]
+    open_ended = [
+        str(r)
+        for key in keys
+        for r in requirements(key)
+        if not re.search(r"<|==", str(r.specifier)) and not _calendar(r.name)
+    ]
     unbounded = [str(r) for key in keys for r in requirements(key) if not r.specifier]
     assert not unbounded and not open_ended, (unbounded, open_ended)
 
@@ -97,22 +152,33 @@ def _calendar(name: str) -> bool:
     return name in ("pillow", "pyarrow", "PyYAML", "nbclient", "setuptools")
 
 
-def _normal(name: str) -> str: return re.sub(r"[-_.]+", "-", name).lower()
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def lock() -> dict[str, Requirement]:
-    lines = [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        Requirement(line)
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     return {_normal(r.name): r for r in lines}
 
 
 def test_lock_holds_every_direct_requirement_within_its_bounds():
     locked = lock()
-    missing = [r.name for key in ("requirements", "dev_requirements") for r in requirements(key) if _normal(r.name) not in locked and _normal(r.name) not in UNLOCKED]
+    missing = [
+        r.name
+        for key in ("requirements", "dev_requirements")
+        for r in requirements(key)
+        if _normal(r.name) not in locked and _normal(r.name) not in UNLOCKED
+    ]
     assert not missing, missing
     for key in ("requirements", "dev_requirements"):
         for r in requirements(key):
-            if _normal(r.name) in UNLOCKED: continue
-            version, = [s.version for s in locked[_normal(r.name)].specifier]
+            if _normal(r.name) in UNLOCKED:
+                continue
+            (version,) = [s.version for s in locked[_normal(r.name)].specifier]
             assert r.specifier.contains(version, prereleases=True), f"{r}: the lock has {version}"
 
 
@@ -123,16 +189,26 @@ UNLOCKED = {"setuptools"}
 def test_lock_acts_from_python_311_on():
     """The tested set is of 3.11; older interpreters, for which some of its versions do not exist, resolve within the bounds instead."""
     for r in lock().values():
-        assert [r.marker.evaluate({"python_version": v, "python_full_version": f"{v}.0"}) for v in ("3.10", "3.11", "3.12")] == [False, True, True], r
+        assert [
+            r.marker.evaluate({"python_version": v, "python_full_version": f"{v}.0"})
+            for v in ("3.10", "3.11", "3.12")
+        ] == [False, True, True], r
 
 
 def test_dependencies_are_told_in_contributing():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     table = text.partition("## Dependencies")[2].partition("\n## ")[0].lower()
-    untold = [r.name for key in CONFIG if key == "requirements" or key.endswith("_requirements") for r in requirements(key)
-              if not re.search(rf"(?<![\w-]){re.escape(r.name.lower())}(?![\w-])", table)]
+    untold = [
+        r.name
+        for key in CONFIG
+        if key == "requirements" or key.endswith("_requirements")
+        for r in requirements(key)
+        if not re.search(rf"(?<![\w-]){re.escape(r.name.lower())}(?![\w-])", table)
+    ]
     assert not untold, untold
 
 
 def test_changelog_has_this_version():
-    assert re.search(rf"^## {re.escape(CONFIG['version'])}\b", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert re.search(
+        rf"^## {re.escape(CONFIG['version'])}\b", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )

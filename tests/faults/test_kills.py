@@ -2,6 +2,7 @@
 
 The same: every file to the last byte, every tensor to the last bit (the order of a safetensors file's header is free).
 """
+
 import hashlib
 import os
 import random
@@ -15,24 +16,57 @@ from safetensors import safe_open
 
 from jobs import job
 
-TINY = [arg for change in (
-    "studies.n_train=24", "studies.n_val=2", "studies.n_test=8", "studies.image_size=56", "tokens.patch=8", "graph.corpora=[studies]", "graph.min_count=1",
-    "scales.sizes=[10,15,20,25,30]", "classifier.patch_size=4", "classifier.embed_dim=24", "classifier.epochs=1", "tokens.threshold=0.3", "tokens.max_per_label=6",
-    "llm.pretrain_epochs=1", "llm.hidden=48", "llm.layers=2", "llm.ff=96", "llm.vocab=400", "model.dim=48", "model.dim_gcn=24", "model.qformer_ff=48",
-    "model.fuser_ff=48", "train.epochs=2", "train.batch_size=4", "train.save_steps=2", "train.target_length=30", "decode.beams=1", "decode.max_new_tokens=24")
-        for arg in ("--set", change)]
+TINY = [
+    arg
+    for change in (
+        "studies.n_train=24",
+        "studies.n_val=2",
+        "studies.n_test=8",
+        "studies.image_size=56",
+        "tokens.patch=8",
+        "graph.corpora=[studies]",
+        "graph.min_count=1",
+        "scales.sizes=[10,15,20,25,30]",
+        "classifier.patch_size=4",
+        "classifier.embed_dim=24",
+        "classifier.epochs=1",
+        "tokens.threshold=0.3",
+        "tokens.max_per_label=6",
+        "llm.pretrain_epochs=1",
+        "llm.hidden=48",
+        "llm.layers=2",
+        "llm.ff=96",
+        "llm.vocab=400",
+        "model.dim=48",
+        "model.dim_gcn=24",
+        "model.qformer_ff=48",
+        "model.fuser_ff=48",
+        "train.epochs=2",
+        "train.batch_size=4",
+        "train.save_steps=2",
+        "train.target_length=30",
+        "decode.beams=1",
+        "decode.max_new_tokens=24",
+    )
+    for arg in ("--set", change)
+]
 GRID = "preset: demo\nseeds: [42]\nvariants: {full: [], zero-KG: [model.use_graph=false]}\n"
 #: What tells times, or holds what tells them: the page, pictures, the trainer's log, measured speed, and hidden work.
 TIMED = ("index.html", "history.json", ".png", ".svg", ".pdf")
 
 
-def command(processes, args: list[str], folder: Path, kill_after: float | None = None) -> tuple[int, float]:
+def command(
+    processes, args: list[str], folder: Path, kill_after: float | None = None
+) -> tuple[int, float]:
     """Run a command, or kill it after some seconds; its exit code and the seconds it ran."""
-    process = processes.Process(target=job, args=([*map(str, args)], str(folder.with_suffix(".log"))))
+    process = processes.Process(
+        target=job, args=([*map(str, args)], str(folder.with_suffix(".log")))
+    )
     start = time.perf_counter()
     process.start()
     process.join(kill_after)
-    if process.is_alive() and kill_after is not None: os.kill(process.pid, signal.SIGKILL)
+    if process.is_alive() and kill_after is not None:
+        os.kill(process.pid, signal.SIGKILL)
     process.join(300)
     return process.exitcode or 0, time.perf_counter() - start
 
@@ -45,15 +79,40 @@ def whole(processes, args: list[str], folder: Path) -> float:
 
 def contents(folder: Path) -> dict[str, str]:
     """Path -> hash of everything that a command leaves and that tells no time."""
+
     def content(path: Path) -> bytes:
         if path.suffix == ".safetensors":
             with safe_open(str(path), "np") as file:
-                return repr([(k, file.get_tensor(k).dtype, file.get_tensor(k).tobytes()) for k in sorted(file.keys())] + sorted((file.metadata() or {}).items())).encode()
-        if path.name != "tokens.parquet": return path.read_bytes()
-        table = pd.read_parquet(path)                    # names the images by their place
-        return table.assign(image=[os.path.relpath(i, folder) if os.path.isabs(i) else i for i in table["image"]]).to_csv().encode()
-    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(TIMED) and not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    return {str(p.relative_to(folder)): hashlib.sha256(content(p)).hexdigest() for p in sorted(files)}
+                return repr(
+                    [
+                        (k, file.get_tensor(k).dtype, file.get_tensor(k).tobytes())
+                        for k in sorted(file.keys())
+                    ]
+                    + sorted((file.metadata() or {}).items())
+                ).encode()
+        if path.name != "tokens.parquet":
+            return path.read_bytes()
+        table = pd.read_parquet(path)  # names the images by their place
+        return (
+            table.assign(
+                image=[
+                    os.path.relpath(i, folder) if os.path.isabs(i) else i for i in table["image"]
+                ]
+            )
+            .to_csv()
+            .encode()
+        )
+
+    files = (
+        p
+        for p in folder.rglob("*")
+        if p.is_file()
+        and not p.name.endswith(TIMED)
+        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    )
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(content(p)).hexdigest() for p in sorted(files)
+    }
 
 
 def killed(processes, args: list[str], folder: Path, seconds: float, kills: int) -> str:
@@ -90,27 +149,73 @@ def test_demo(processes, demo, tmp_path):
 
 def test_train(processes, demo, tmp_path):
     reference, seconds = demo
-    told = killed(processes, ["train", "--out", tmp_path / "t", *TINY], tmp_path / "t", seconds / 2, 2)
-    wanted = {k: v for k, v in contents(reference).items() if k.partition("/")[0] in ("studies", "m3kg", "scales", "classifier", "vision_tokens", "run")}
+    told = killed(
+        processes, ["train", "--out", tmp_path / "t", *TINY], tmp_path / "t", seconds / 2, 2
+    )
+    wanted = {
+        k: v
+        for k, v in contents(reference).items()
+        if k.partition("/")[0]
+        in ("studies", "m3kg", "scales", "classifier", "vision_tokens", "run")
+    }
     same(contents(tmp_path / "t"), wanted, told)
 
 
 def test_tables(processes, demo, tmp_path):
     reference, seconds = demo
     (tmp_path / "grid.yaml").write_text(GRID)
-    args = ["tables", "--grid", tmp_path / "grid.yaml", "--only", "table1_results", "--only", "table3_components", *TINY, "--out"]
+    args = [
+        "tables",
+        "--grid",
+        tmp_path / "grid.yaml",
+        "--only",
+        "table1_results",
+        "--only",
+        "table3_components",
+        *TINY,
+        "--out",
+    ]
     told = killed(processes, [*args, tmp_path / "g"], tmp_path / "g", seconds, 2)
     found = contents(tmp_path / "g")
     tables = {k for k in found if k.startswith("tables/")}
-    same({k: v for k, v in found.items() if k not in tables}, {k: v for k, v in contents(reference).items() if not k.startswith("figures") and k != "summary.json"}, told)
-    assert "tables/table1_results.md" in tables and "not run: not in this grid" in (tmp_path / "g" / "tables" / "table3_components.md").read_text()
+    same(
+        {k: v for k, v in found.items() if k not in tables},
+        {
+            k: v
+            for k, v in contents(reference).items()
+            if not k.startswith("figures") and k != "summary.json"
+        },
+        told,
+    )
+    assert (
+        "tables/table1_results.md" in tables
+        and "not run: not in this grid"
+        in (tmp_path / "g" / "tables" / "table3_components.md").read_text()
+    )
 
 
 def test_kg_build(processes, tmp_path):
-    reports = [f"{size} {side} {what}. {other}." for size in ("Small", "Moderate", "Large") for side in ("left", "right", "bilateral") for what in
-               ("pleural effusion", "pneumothorax", "basilar opacity suggests pneumonia", "lower lobe atelectasis") for other in
-               ("Heart size is normal", "The heart is enlarged with pulmonary edema", "No focal consolidation", "Endotracheal tube in place", "Aorta is tortuous")] * 8
-    pd.DataFrame({"id": [f"r{i}" for i in range(len(reports))], "image": "a.png", "findings": reports}).to_csv(tmp_path / "r.csv", index=False)
+    reports = [
+        f"{size} {side} {what}. {other}."
+        for size in ("Small", "Moderate", "Large")
+        for side in ("left", "right", "bilateral")
+        for what in (
+            "pleural effusion",
+            "pneumothorax",
+            "basilar opacity suggests pneumonia",
+            "lower lobe atelectasis",
+        )
+        for other in (
+            "Heart size is normal",
+            "The heart is enlarged with pulmonary edema",
+            "No focal consolidation",
+            "Endotracheal tube in place",
+            "Aorta is tortuous",
+        )
+    ] * 8
+    pd.DataFrame(
+        {"id": [f"r{i}" for i in range(len(reports))], "image": "a.png", "findings": reports}
+    ).to_csv(tmp_path / "r.csv", index=False)
     args = ["kg", "build", "--studies", tmp_path / "r.csv", "--out"]
     seconds = whole(processes, [*args, tmp_path / "whole"], tmp_path / "whole")
     told = killed(processes, [*args, tmp_path / "g"], tmp_path / "g", seconds, 5)

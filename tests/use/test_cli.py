@@ -1,0 +1,467 @@
+"""The command line as a user drives it: separate processes in a temporary folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+#: The demo, small enough for a test: every stage is real, nothing is learnt well.
+TINY = [
+    arg
+    for change in (
+        "studies.n_train=40",
+        "studies.n_val=6",
+        "studies.n_test=8",
+        "graph.corpora=[studies]",
+        "graph.min_count=1",
+        "scales.sizes=[10,15,20,25,30]",
+        "classifier.epochs=1",
+        "tokens.threshold=0.3",
+        "tokens.max_per_label=8",
+        "llm.pretrain_epochs=1",
+        "train.epochs=1",
+        "decode.beams=1",
+        "decode.max_new_tokens=24",
+    )
+    for arg in ("--set", change)
+]
+
+
+COMMAND = str(Path(sys.executable).with_name("r2genkg"))
+
+
+def program(*args, cwd: Path) -> subprocess.CompletedProcess:
+    "The installed program, as a user starts it; all other tests run commands in forked processes."
+    return subprocess.run(
+        [COMMAND, *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> dict:
+    "One tiny demo, stopped by Ctrl-C after its second stage, and then finished."
+    home = tmp_path_factory.mktemp("demo")
+    child = subprocess.Popen(
+        [COMMAND, "demo", "--out", "d", *TINY],
+        cwd=home,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # a suite in the background ignores it
+    for line in child.stderr:
+        if line.startswith("m3kg"):
+            break
+    child.send_signal(signal.SIGINT)
+    code, run_made = child.wait(60), (home / "d" / "run").exists()
+    second = program("demo", "--out", "d", *TINY, cwd=home)
+    assert not second.returncode, second.stderr[-4000:]
+    return {"code": code, "run made": run_made, "second": second.stderr, "out": home / "d"}
+
+
+@pytest.fixture(scope="module")
+def demo(interrupted) -> Path:
+    "The finished demo, for the tests of this file."
+    return interrupted["out"]
+
+
+def test_help_of_every_command():
+    import typer
+    from typer.testing import CliRunner
+
+    from r2genkg.use.commands import app
+
+    def commands(command, path=()):
+        yield path, command
+        for name, part in getattr(command, "commands", {}).items():
+            yield from commands(part, (*path, name))
+
+    for path, command in commands(typer.main.get_command(app)):
+        told = "".join(
+            CliRunner().invoke(app, [*path, "--help"], catch_exceptions=False).stdout.split()
+        )
+        assert "Usage" in told
+        for text in [
+            command.help,
+            *(getattr(p, "help", "") for p in command.params),
+        ]:  # every word, [brackets] too
+            assert "".join((text or "").split()) in told, (path, text)
+
+
+def test_demo_makes_everything(demo):
+    for part in (
+        "studies/studies.parquet",
+        "m3kg/triples.parquet",
+        "scales",
+        "classifier",
+        "vision_tokens",
+        "run/metrics.json",
+        "run/predictions.jsonl",
+        "run/config.yaml",
+        "run/knowledge.safetensors",
+        "index.html",
+        "figures/fig5_attention.png",
+    ):
+        assert (demo / part).exists(), part
+    page = (demo / "index.html").read_text()
+    assert (
+        page.count("data:image/png;base64,") >= 12
+        and "http://" not in page
+        and "https://" not in page
+    )
+    assert not list(demo.rglob("*.partial-*"))
+
+
+def test_second_demo_changes_nothing(run, demo):
+    before = (demo / "run" / "metrics.json").stat().st_mtime_ns
+    done = run("demo", "--out", demo.name, *TINY, cwd=demo.parent)
+    assert done.stderr.count("up to date") >= 6
+    assert (demo / "run" / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_scores_name_the_section(run, demo, tmp_path):
+    told = json.loads(run("evaluate", demo, "--json", cwd=tmp_path).stdout)
+    assert (
+        told["settings/section"] == "findings"
+        and told["settings/report_cleaning"] == "iu"
+        and "BLEU-4" in told
+    )
+    predictions = demo / "run" / "predictions.jsonl"
+    assert (
+        "settings/section"
+        in run(
+            "score", "--refs", predictions, "--hypos", predictions, "--ce", "organ", cwd=tmp_path
+        ).stdout
+    )
+
+
+def test_report_of_a_drawn_image(run, demo, tmp_path):
+    image = next((demo / "studies" / "images").glob("*.png"))
+    run("report", image, "--run", demo, "--out", tmp_path / "r.html", cwd=tmp_path)
+    assert "data:image/png" in (tmp_path / "r.html").read_text()
+    run("report", image, "--run", demo, "--out", tmp_path / "r.json", cwd=tmp_path)
+    stored = json.loads((tmp_path / "r.json").read_text())
+    assert stored[0]["image"] == image.name and stored[0]["patches"] and stored[0]["nodes"]
+
+
+def test_report_of_real_images(run, demo, tmp_path, shared_data):
+    files = sorted(shared_data("cxr").iterdir())
+    done = run("report", *files, "--run", demo, "--json", cwd=tmp_path)
+    assert len(json.loads(done.stdout)) == len(files) == 3
+
+
+def test_interrupted_demo_goes_on(interrupted):
+    assert interrupted["code"] == 130 and not interrupted["run made"]
+    assert (
+        interrupted["second"].count("up to date") == 2
+        and (interrupted["out"] / "index.html").exists()
+    )
+
+
+def test_two_demos_on_one_folder(run, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "d").mkdir()
+    with FileLock(tmp_path / "d" / ".lock"):
+        assert "another run" in run("demo", "--out", "d", *TINY, cwd=tmp_path, expect=1).stderr
+
+
+def test_graph_from_a_table(run, tmp_path):
+    pd.DataFrame(
+        {
+            "id": ["a", "b", "c"],
+            "image": ["a.png"] * 3,
+            "findings": [
+                "Small left pleural effusion.",
+                "Small right pleural effusion.",
+                "No pleural effusion.",
+            ],
+        }
+    ).to_csv(tmp_path / "t.csv", index=False)
+    run("kg", "build", "--studies", "t.csv", "--out", "g", "--min-count", "1", cwd=tmp_path)
+    stats = json.loads(run("kg", "stats", "g", "--json", cwd=tmp_path).stdout)
+    assert stats["nodes"] >= 4
+    assert json.loads(
+        run(
+            "kg", "export", "g", "--format", "graphml", "--out", "g.graphml", "--json", cwd=tmp_path
+        ).stdout
+    ) == {"file": "g.graphml"}
+    assert json.loads(
+        run(
+            "kg", "view", "g", "--node", "effusion", "--out", "v.html", "--json", cwd=tmp_path
+        ).stdout
+    ) == {"page": "v.html"}
+    assert "demo" in json.loads(run("presets", "--json", cwd=tmp_path).stdout)
+    assert json.loads(run("kg", "compare", "g", "g", "--json", cwd=tmp_path).stdout)
+
+
+def test_options_without_effect_are_told_before_the_slow_imports(tmp_path):
+    script = "import sys\nfrom r2genkg.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit as e: sys.exit(0 if e.code == 1 and 'torch' not in sys.modules else 2)"
+    for more in (
+        ["--annotator", "magic"],
+        ["--section", "findings"],
+        ["--embedder", "minilm"],
+        ["--split", "train"],
+    ):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                script,
+                "kg",
+                "build",
+                "--annotations",
+                "a.jsonl",
+                "--out",
+                "g",
+                *more,
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert not done.returncode and done.stderr.startswith(f"r2genkg: {more[0]} "), done.stderr
+
+
+def test_graph_from_iu_xray(run, tmp_path, shared_data):
+    run(
+        "kg",
+        "build",
+        "--studies",
+        shared_data("iu_xray", "annotation.json"),
+        "--out",
+        "kg_iu",
+        cwd=tmp_path,
+    )
+    assert json.loads(run("kg", "stats", "kg_iu", "--json", cwd=tmp_path).stdout)["nodes"] > 300
+
+
+def test_label_and_score(run, tmp_path):
+    pd.DataFrame({"findings": ["No pleural effusion.", "Moderate cardiomegaly."]}).to_csv(
+        tmp_path / "t.csv", index=False
+    )
+    run("label", "t.csv", "--out", "l.csv", cwd=tmp_path)
+    table = pd.read_csv(tmp_path / "l.csv")
+    assert table.loc[0, "Pleural Effusion"] == 0 and table.loc[1, "Cardiomegaly"] == 1
+    (tmp_path / "r.json").write_text(
+        json.dumps({"a": ["the heart is enlarged ."], "b": ["no pleural effusion ."]})
+    )
+    scores = json.loads(
+        run("score", "--refs", "r.json", "--hypos", "r.json", "--json", cwd=tmp_path).stdout
+    )
+    assert scores["BLEU-1"] == pytest.approx(1, abs=1e-6)
+    scores = json.loads(
+        run(
+            "score",
+            "--refs",
+            "r.json",
+            "--hypos",
+            "r.json",
+            "--ce",
+            "organ",
+            "--confusion",
+            "--json",
+            cwd=tmp_path,
+        ).stdout
+    )
+    assert {key for key in scores if key.startswith("ce_")} == {
+        f"ce_{v}/macro-14/u1" for v in ("precision", "recall", "f1")
+    }
+    assert scores["confusion"]["positive"] == {
+        "blank": 0,
+        "positive": 2,
+        "negative": 0,
+        "uncertain": 0,
+    }  # Cardiomegaly, No Finding
+    assert (
+        "none of r2genkg"
+        in run(
+            "score",
+            "--refs",
+            "r.json",
+            "--hypos",
+            "r.json",
+            "--ce",
+            "R2Gen",
+            cwd=tmp_path,
+            expect=1,
+        ).stderr
+    )
+
+
+# Bad input: one clear line that names the place, exit code 1, nothing left behind.
+
+
+def _table(folder: Path, **columns) -> Path:
+    path = folder / "t.csv"
+    pd.DataFrame(
+        {"id": ["a"], "image": ["a.png"], "findings": ["Small effusion."]} | columns
+    ).to_csv(path, index=False)
+    return path
+
+
+def test_missing_image_is_named(run, demo, tmp_path):
+    assert "none.png" in run("report", "none.png", "--run", demo, cwd=tmp_path, expect=1).stderr
+
+
+def test_truncated_png_is_named(run, demo, tmp_path):
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:60])
+    assert (
+        "x.png"
+        in run("report", "x.png", "--run", demo, "--out", "r.html", cwd=tmp_path, expect=1).stderr
+    )
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_training_names_the_missing_image(run, tmp_path):
+    _table(tmp_path, image=["nowhere.png"], split=["train"])
+    done = run(
+        "train",
+        "--preset",
+        "demo",
+        "--out",
+        "r",
+        *TINY,
+        "--set",
+        "studies.source=files",
+        "--set",
+        "studies.path=t.csv",
+        cwd=tmp_path,
+        expect=1,
+    )
+    assert "nowhere.png" in done.stderr and not (tmp_path / "r" / "run").exists()
+
+
+def test_wrong_column(run, tmp_path):
+    pd.DataFrame({"id": ["a"], "image": ["a.png"], "finding": ["x"]}).to_csv(
+        tmp_path / "t.csv", index=False
+    )
+    assert (
+        "findings"
+        in run("kg", "build", "--studies", "t.csv", "--out", "g", cwd=tmp_path, expect=1).stderr
+    )
+    assert "finding" in run("label", "t.csv", "--out", "l.csv", cwd=tmp_path, expect=1).stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"t.csv"}
+
+
+def test_empty_reports_and_empty_graph(run, tmp_path):
+    _table(tmp_path, findings=[""])
+    run("kg", "build", "--studies", "t.csv", "--out", "g", cwd=tmp_path, expect=1)
+    _table(tmp_path, findings=["Xyzzy."])
+    assert (
+        "graph"
+        in run("kg", "build", "--studies", "t.csv", "--out", "g", cwd=tmp_path, expect=1).stderr
+    )
+    assert not (tmp_path / "g").exists()
+
+
+def test_unknown_key_and_preset(run, tmp_path):
+    assert (
+        "train.epochs"
+        in run("train", "--out", "r", "--set", "train.epoch=1", cwd=tmp_path, expect=1).stderr
+    )
+    assert (
+        "demo-openi"
+        in run("train", "--out", "r", "--preset", "demoo", cwd=tmp_path, expect=1).stderr
+    )
+
+
+def test_a_fault_is_one_line_that_steers_no_terminal(run, tmp_path):
+    done = run("kg", "stats", "none\x1b[31m\nthere", cwd=tmp_path, expect=1)
+    assert (
+        "\x1b" not in done.stderr
+        and len(done.stderr.strip().splitlines()) == 1
+        and "none\ufffd[31m there" in done.stderr
+    )
+
+
+def test_dry_run_makes_nothing(run, tmp_path):
+    plan = json.loads(
+        run("train", "--dry-run", "--preset", "iu-xray", "--json", cwd=tmp_path).stdout
+    )
+    assert (
+        plan["fits"] is True
+        and "does not fit" in plan["asked for"]
+        and plan["optimiser steps"] > 0
+        and "not measured" in plan["note"]
+    )
+    assert {"card", "memory GiB", "hours", "trained parameters, knowledge prefix"} <= set(plan)
+    pd.DataFrame(
+        {
+            "id": ["a", "b", "c"],
+            "image": "a.png",
+            "findings": "Small effusion.",
+            "split": ["train", "train", "test"],
+        }
+    ).to_csv(tmp_path / "t.csv", index=False)
+    from r2genkg.data.readers import read_studies
+    from r2genkg.data.study import save_studies
+
+    save_studies(read_studies(tmp_path / "t.csv"), tmp_path / "t.parquet")
+    own = [
+        "train",
+        "--dry-run",
+        "--preset",
+        "iu-xray",
+        "--set",
+        "studies.path=t.parquet",
+        "--set",
+        "train.epochs=3",
+        "--set",
+        "train.batch_size=1",
+        "--set",
+        "train.accumulate=1",
+    ]
+    assert (
+        json.loads(run(*own, "--card", "80", "--json", cwd=tmp_path).stdout)["optimiser steps"]
+        == 3 * 2
+    )
+    assert {p.name for p in tmp_path.iterdir()} == {"t.csv", "t.parquet"}
+    assert "--dry-run" in run("train", "--preset", "demo", cwd=tmp_path, expect=2).stderr
+
+
+def test_the_program_ends_as_its_commands_do(tmp_path):
+    done = program("kg", "stats", "none", cwd=tmp_path)
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("r2genkg: none")
+        and len(done.stderr.splitlines()) == 1
+    )
+    assert (
+        program("--help", cwd=tmp_path).stdout.count("kg")
+        and program("nothing", cwd=tmp_path).returncode == 2
+    )
+
+
+def test_missing_folders(run, tmp_path):
+    for command in (
+        ["kg", "stats", "none"],
+        ["evaluate", "none"],
+        ["score", "--refs", "no.json", "--hypos", "no.json"],
+        ["label", "no.csv", "--out", "l.csv"],
+    ):
+        assert "no" in run(*command, cwd=tmp_path, expect=1).stderr
+
+
+def test_commands_do_not_write_over_what_they_read(run, tmp_path):
+    _table(tmp_path)
+    before = (tmp_path / "t.csv").read_text()
+    for command in (
+        ["label", "t.csv", "--out", "t.csv"],
+        ["annotate", "t.csv", "--out", "t.csv"],
+        ["extract", "run", "--studies", "t.csv", "--model", "m", "--out", "t.csv"],
+    ):
+        assert "is the source itself" in run(*command, cwd=tmp_path, expect=1).stderr
+    assert (tmp_path / "t.csv").read_text() == before
