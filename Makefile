@@ -5,23 +5,30 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 OUT    ?= demo_out
 READY  := $(VENV)/.r2genkg-ready
+CODE   := r2genkg tests benchmarks scripts
 
-.PHONY: demo test lint export notebooks browser badges readme lock clean help
+.PHONY: demo test setup lint format export notebooks browser badges map readme lock clean help
 
 demo: $(READY)  ## the whole pipeline on embedded data, into $(OUT)
 	$(BIN)/r2genkg demo --out $(OUT)
 
-test: $(READY)  ## lint, types, notebooks in step with the modules, every notebook, tests/
-	$(BIN)/ruff check r2genkg tests benchmarks scripts
+setup: $(READY)  ## the virtual environment with everything that the demo and the tests need
+
+test: lint  ## lint, types, notebooks in step with the modules, every notebook, tests/
 	$(BIN)/python scripts/check_sync.py
 	$(BIN)/python scripts/badges.py --check
-	$(BIN)/mypy
+	$(BIN)/python scripts/house_map.py --check
+	$(BIN)/python scripts/draw_architecture.py --check
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
-lint: $(READY)  ## linter and type checker
-	$(BIN)/ruff check r2genkg tests benchmarks scripts
+lint: $(READY)  ## linter, formatter and type checker
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check --quiet nbs tests benchmarks scripts
 	$(BIN)/mypy
+
+format: $(READY)  ## notebooks, tests, benchmarks and scripts in the house format
+	$(BIN)/ruff format nbs tests benchmarks scripts
 
 export: $(READY)  ## notebooks -> modules, outputs cleaned
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean
@@ -35,6 +42,10 @@ browser: $(READY)  ## three notebooks in JupyterLab in headless Chromium (apt-ge
 badges: $(READY)  ## Open-in-Colab badge and install cell of every notebook, from settings.ini
 	$(BIN)/python scripts/badges.py
 
+map: export  ## the map of chapters, the links between notebooks, the drawing of the architecture
+	$(BIN)/python scripts/house_map.py
+	$(BIN)/python scripts/draw_architecture.py
+
 readme:  ## nbs/index.ipynb -> README.md
 	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb | sed "s|](\.\./|](|g" > README.md   # links from the root, not from nbs/
 
@@ -44,7 +55,7 @@ lock:  ## write the tested versions
 $(READY): settings.ini setup.py requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[demo,dev]'
+	PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[demo,dev]'
 	touch $@
 
 clean:  ## remove build products, not the environment

@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=["r2genkg", "r2genkg.*"]),
-    package_data={"r2genkg": ["presets/*.yaml", "presets/accelerate/*.yaml", "presets/grids/*.yaml", "resources/*", "templates/*"]},
+    package_data={"r2genkg": ["py.typed", "presets/*.yaml", "presets/accelerate/*.yaml", "presets/grids/*.yaml", "resources/*", "templates/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={key.removesuffix("_requirements"): value.split() for key, value in cfg.items() if key.endswith("_requirements")},

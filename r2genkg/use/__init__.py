@@ -1,0 +1,1 @@
+"""A run -> reports with evidence, pages, figures, the app, and every command of `r2genkg`."""
