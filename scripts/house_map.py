@@ -35,7 +35,7 @@ class Notebook:
 
     @property
     def name(self) -> str:
-        return re.sub(r"^\d+_", "", self.path.stem).replace("_", " ")
+        return re.sub(r"^\d+_", "", self.path.stem)
 
 
 def read(path: Path) -> Notebook:
@@ -87,7 +87,7 @@ def map_text(books: list[Notebook]) -> str:
         name = re.sub(r"^\d+_", "", chapter)
         rows.append(f"| **`{name}`** | **{chapter_line(chapter)}** |")
         for book in (b for b in books if b.chapter == chapter):
-            link = f"[{book.name}](../nbs/{chapter}/{book.path.name})"
+            link = f"[`{book.name}`](../nbs/{chapter}/{book.path.name})"
             rows.append(f"| {link} | {book.blurb} |")
     return "## The map\n\n" + "\n".join(rows)
 
