@@ -15,7 +15,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-from ..core.files import MADE_FROM, R2GenKGError, atomic_path, fingerprint, is_current, stamp
+from ..core.files import MADE_FROM, R2GenKGError, atomic_path
+from ..core.stamps import fingerprint, is_current, stamp
 from ..core.runtime import progress
 from .openi import Bounded
 from .checks import data_set, prepare

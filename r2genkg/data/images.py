@@ -18,7 +18,8 @@ from filelock import FileLock
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..core.files import R2GenKGError, fingerprint
+from ..core.files import R2GenKGError
+from ..core.stamps import fingerprint
 from ..core.runtime import progress
 
 # %% ../../nbs/01_data/04_images.ipynb #spread
