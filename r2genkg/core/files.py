@@ -18,9 +18,8 @@ import yaml
 class R2GenKGError(Exception):
     """A fault that the user can repair. The message is one line that names the file, row or key.
 
-    >>> raise R2GenKGError("studies.csv: line 3: a study without an id")
-    Traceback (most recent call last):
-    r2genkg.core.files.R2GenKGError: studies.csv: line 3: a study without an id
+    >>> print(R2GenKGError("studies.csv: line 3: a study without an id"))
+    studies.csv: line 3: a study without an id
     """
 
 # %% ../../nbs/00_core/00_files.ipynb #alive
