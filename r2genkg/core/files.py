@@ -85,10 +85,7 @@ def replace_fault(path: Path, tmp: Path) -> str:
     if not lost:
         return ""
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-    return (
-        f"holds {lost[0]!r}{more} that would be lost; "
-        "name another folder, or move what it holds"
-    )
+    return f"holds {lost[0]!r}{more} that would be lost; name another folder, or move what it holds"
 
 # %% ../../nbs/00_core/00_files.ipynb #atomic_path
 @contextlib.contextmanager
