@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from .study import LABELS
 from ..core.files import R2GenKGError, unique_keys
-from .openi import PROJECTIONS, read_table
+from .openi import PROJECTIONS
+from .tabular import read_table
 from .splits import split_name
 from .study import ReadReport
 from .tabular import clean_value, join_image, listed

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_REPORT', 'MAX_ARCHIVE', 'PROJECTIONS', 'parse_xml', 'report_record', 'Bounded', 'archive_members', 'openi_xml',
-           'read_table', 'openi_tables', 'read_openi_package']
+           'openi_tables', 'read_openi_package']
 
 # %% ../../nbs/01_data/06_openi.ipynb #code-2
 import gzip, importlib.util, re, tarfile, zlib
@@ -16,7 +16,7 @@ from xml.parsers import expat
 
 from ..core.files import R2GenKGError
 from .study import ReadReport, Studies, collect
-from .tabular import clean_value, csv_rows, join_image
+from .tabular import clean_value, join_image, read_table
 
 # %% ../../nbs/01_data/06_openi.ipynb #parse_xml
 def parse_xml(data: bytes, where: str) -> ElementTree.Element:
@@ -152,15 +152,6 @@ def openi_xml(
         except OSError as e:
             raise R2GenKGError(f"{file}: cannot be read: {e.strerror}") from None
         yield report_record(data, str(file), root)
-
-# %% ../../nbs/01_data/06_openi.ipynb #read_table
-def read_table(
-    path: str | Path,  # csv file, UTF-8 with or without a byte-order mark
-    needed: tuple[str, ...],  # columns that must be there
-) -> Iterator[tuple[str, dict[str, str]]]:
-    "Rows of a csv file as (place, column -> cell as `clean_value` leaves it); raises as `csv_rows` does."
-    for where, row in csv_rows(path, needed):
-        yield where, {name: clean_value(cell, where) for name, cell in row.items()}
 
 # %% ../../nbs/01_data/06_openi.ipynb #openi_tables
 #: Which film shows which view.

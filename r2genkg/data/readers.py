@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from .study import LABELS
 from ..core.files import R2GenKGError
-from .openi import openi_tables, openi_xml, read_table
+from .openi import openi_tables, openi_xml
+from .tabular import read_table
 from .splits import split_name
 from .study import ReadReport, Studies, collect, load_studies
 from .tabular import clean_value, join_image, listed, read_tree
