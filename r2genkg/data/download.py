@@ -18,7 +18,8 @@ from ..core.files import MADE_FROM, R2GenKGError
 from ..core.stamps import fingerprint, is_current
 from ..core.runtime import progress
 from .archives import unpack
-from .checks import data_set, prepare
+from .catalog import data_set
+from .checks import prepare
 
 # %% ../../nbs/01_data/13_download.ipynb #cut
 #: Bytes read at a time.

@@ -17,7 +17,9 @@ from r2genkg.core.files import R2GenKGError
 from r2genkg.core.config import load_config
 from r2genkg.data.download import download_iu_xray, fetch
 from r2genkg.training.pipeline import StageResult
-from r2genkg.data.checks import data_set, data_sets, leaking_patients, prepare, read_data_set
+from r2genkg.data.catalog import data_set, data_sets, read_data_set
+from r2genkg.data.collecting import leaking_patients
+from r2genkg.data.checks import prepare
 from r2genkg.data.splits import SPLITS, read_split_ids
 from r2genkg.data.study import check_section, load_studies
 from r2genkg.data.openi import read_openi_package
@@ -373,7 +375,6 @@ class Server(BaseHTTPRequestHandler):
         self.wfile.write(content[start:][: self.cut or None])
 
     def log_message(self, *args):
-        pass
 
 
 @pytest.fixture
