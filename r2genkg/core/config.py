@@ -324,7 +324,7 @@ def _read_value(assignment: str, value: str) -> Any:
             "put a text with : or [ in quotes"
         ) from None
 
-
+# %% ../../nbs/00_core/01_config.ipynb #put-2
 def _put(tree: dict, assignment: str) -> None:
     "Write `a.b=value` into the nested dict `tree`."
     key, equals, value = assignment.partition("=")

@@ -58,7 +58,7 @@ def data_sets() -> dict[str, DataSet]:
     tree = yaml.safe_load(source.read_text(encoding="utf-8"))
     return {name: _data_set(name, entry) for name, entry in tree.items()}
 
-
+# %% ../../nbs/01_data/11_catalog.ipynb #data-set
 def data_set(name: str) -> DataSet:
     "The data set called `name`. Raises `R2GenKGError` with the names that exist."
     if name not in data_sets():
@@ -78,7 +78,7 @@ def _has_table(data: DataSet, root: Path) -> bool:
     "Whether the reports of a data set are at `root`."
     return root.is_file() or any(next(root.glob(pattern), None) for pattern in data.tables)
 
-
+# %% ../../nbs/01_data/11_catalog.ipynb #missing-parts-2
 def missing_parts(
     data: DataSet,
     root: Path,  # its file or folder
@@ -122,7 +122,7 @@ def _form_of(name: str, root: Path) -> str:
             return form
     return "auto"
 
-
+# %% ../../nbs/01_data/11_catalog.ipynb #split-rule
 def _split_rule(name: str, splits: str) -> str:
     "The split that is meant by `splits`. Raises `R2GenKGError` for one of another data set."
     if name == "chexpert-plus":

@@ -127,7 +127,7 @@ def _refuse_broken(faults: Mapping[str, str], bare: Sequence[str]) -> None:
         "give --images, or go on without them by --drop-broken"
     )
 
-
+# %% ../../nbs/01_data/12_checks.ipynb #count-images
 def _count_images(studies: Sequence[Study], faults: dict, contents: dict) -> tuple[dict, dict]:
     "Counts of images by what is wrong with them, and lists of these files."
     twice, across, shared = shared_images(studies, contents)
@@ -165,7 +165,7 @@ def _is_count_file(path: Path) -> bool:
     except R2GenKGError:
         return False
 
-
+# %% ../../nbs/01_data/12_checks.ipynb #counts-file-2
 def _counts_file(out: Path, root: Path) -> Path:
     "Where the counts of `out` go. Raises `R2GenKGError` if another file would be lost."
     counts = out.with_suffix(".json")
@@ -194,7 +194,7 @@ def _impressions(studies: Sequence[Study], section: str, root: str | Path) -> di
         )
     return {"without impression": without}
 
-
+# %% ../../nbs/01_data/12_checks.ipynb #check-leaks
 def _check_leaks(name: str, leaks: Sequence[str], root: str | Path) -> None:
     "Raise `R2GenKGError` if patients are in several splits."
     if leaks:

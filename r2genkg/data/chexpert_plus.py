@@ -98,7 +98,7 @@ def _patients(rows: list[tuple], stem: str, report: ReadReport) -> set[str]:
     report.noted["studies whose patient is read from their path"] += 1
     return {in_path[1]}
 
-
+# %% ../../nbs/01_data/09_chexpert_plus.ipynb #reason-to-drop
 def _reason_to_drop(patients: set[str], findings: str) -> str:
     "Why a study is left out; empty if it is kept."
     if len(patients) > 1:

@@ -59,7 +59,7 @@ def _chunks(answer: Any) -> Iterator[bytes]:
     except (OSError, http.client.HTTPException) as e:
         raise _Cut(str(e) or type(e).__name__) from None
 
-
+# %% ../../nbs/01_data/13_download.ipynb #append
 def _append(answer: Any, part: Path, kept: int, label: str) -> None:
     "Write an answer behind the first `kept` bytes of `part`. Raises `_Cut` if it ends early."
     length = answer.headers.get("Content-Length")
@@ -78,7 +78,7 @@ def _goes_on(answer: Any, done: int) -> bool:
     begins = answer.headers.get("Content-Range") or ""
     return answer.status == 206 and begins.startswith(f"bytes {done}-")
 
-
+# %% ../../nbs/01_data/13_download.ipynb #continue-2
 def _continue(url: str, part: Path) -> None:
     "Fetch what is missing of `part`. Returns when it has the announced length."
     tag_file = part.with_name(part.name + ".tag")
@@ -127,7 +127,7 @@ def _file_hash(path: Path) -> str:
             found.update(data)
     return found.hexdigest()
 
-
+# %% ../../nbs/01_data/13_download.ipynb #checked-hash
 def _checked_hash(part: Path, sha256: str, url: str) -> str:
     "The hash of a whole part. If it is not the wanted one, removes the part and raises `R2GenKGError`."
     found = _file_hash(part)

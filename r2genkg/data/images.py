@@ -30,7 +30,7 @@ def _usual_limits(values: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(values, (0.1, 99.9))
     return (values.min(), values.max()) if low == high else (low, high)
 
-
+# %% ../../nbs/01_data/04_images.ipynb #spread-2
 def _spread(
     values: np.ndarray,  # (H, W), any number type
     limits: tuple[float, float] | None = None,  # shown as 0 and 255; None: percentiles
@@ -84,7 +84,7 @@ def _has_window(ds: Any) -> bool:
         return False
     return float(first) >= 1
 
-
+# %% ../../nbs/01_data/04_images.ipynb #voi-limits
 def _voi_limits(ds: Any, values: np.ndarray) -> tuple[np.ndarray, tuple[float, float] | None]:
     "Apply the VOI LUT or window of a dataset. Gives the values and their full output range (None: no VOI)."
     from pydicom.pixels import apply_voi_lut, apply_windowing
@@ -108,7 +108,7 @@ def _inside(ds: Any, stored: np.ndarray, values: np.ndarray) -> np.ndarray | Non
     low, high = min(padding, limit), max(padding, limit)
     return values[(stored < low) | (stored > high)]
 
-
+# %% ../../nbs/01_data/04_images.ipynb #check-dataset
 def _check_dataset(ds: Any) -> None:
     "Raise `ValueError` unless a dataset holds one frame of pixels."
     if "PixelData" not in ds:
@@ -248,7 +248,7 @@ def image_key(path: str | Path) -> str:
         raise R2GenKGError(f"{path}: no such image file") from None
     return fingerprint(CACHE_READING, os.path.realpath(path), stat.st_mtime_ns, stat.st_size)
 
-
+# %% ../../nbs/01_data/04_images.ipynb #read-index
 def _read_index(file: Path) -> list[str]:
     "The keys of the complete lines of an index."
     index = file.read_bytes() if file.exists() else b""

@@ -149,7 +149,7 @@ def _packaged_archive() -> Path | None:
     path = Path(spec.origin).parent / "data" / "NLMCXR_reports.tgz"
     return path if path.exists() else None
 
-
+# %% ../../nbs/01_data/08_openi.ipynb #read-openi-package
 def read_openi_package(
     image_root: str | Path = ".",  # folder of the unpacked images, if they are there
     splits: str | Path = "auto",  # see `collecting.collect`

@@ -26,7 +26,7 @@ def _field(item: dict, keys: tuple[str, ...], where: str) -> str:
     value = item.get(key)
     return str(value) if type(value) is int else clean_value(value, f"{where}: key {key!r}")
 
-
+# %% ../../nbs/01_data/10_readers.ipynb #r2gen-study
 def _r2gen_study(item: Any, split: str, root: str | Path, where: str) -> dict:
     "The record of one entry of an R2Gen annotation file."
     if not isinstance(item, dict):
@@ -181,7 +181,7 @@ def _csv_form(path: Path) -> str:
         return "openi-tables"
     return "chexpert-plus" if "path_to_image" in columns else "folder"
 
-
+# %% ../../nbs/01_data/10_readers.ipynb #form-of-file
 def _form_of_file(path: Path) -> str:
     "The form of a file, by its suffix or its columns."
     name = path.name.lower()

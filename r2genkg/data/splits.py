@@ -71,7 +71,7 @@ def _entry_texts(entry: Any) -> list[Any]:
             texts += value if isinstance(value, list) else [value]
     return [str(t) if type(t) is int else t for t in texts]
 
-
+# %% ../../nbs/01_data/01_splits.ipynb #entry-keys
 def _entry_keys(entry: Any, where: str) -> list[str]:
     "The study ids that an entry stands for. Each text in it may be what a reader makes the id of."
     texts = _entry_texts(entry)

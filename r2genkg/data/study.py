@@ -76,7 +76,7 @@ def _counted(counts: Counter) -> str:
     "Reasons with their numbers, the most frequent first."
     return ", ".join(f"{n:,} {reason}" for reason, n in counts.most_common())
 
-
+# %% ../../nbs/01_data/02_study.ipynb #readreport-2
 @dataclass
 class ReadReport:
     "What a reader saw: records read, and records dropped or noted, counted by reason."
@@ -139,7 +139,7 @@ def _stored_path(image: str, home: str) -> str:
         return full
     return Path(os.path.relpath(full, home)).as_posix()
 
-
+# %% ../../nbs/01_data/02_study.ipynb #save-studies-2
 def save_studies(studies: Sequence[Study], path: str | Path) -> None:
     "Write studies, and their `.meta` if they have it, to a parquet file, atomically."
     import pyarrow as pa, pyarrow.parquet as pq
@@ -174,7 +174,7 @@ def _read_parquet(path: str | Path) -> Any:  # pyarrow.Table
         raise R2GenKGError(f"{path}: no column {', '.join(missing)}; found: {found}")
     return table
 
-
+# %% ../../nbs/01_data/02_study.ipynb #read-meta
 def _read_meta(table: Any, path: str | Path) -> dict:
     "What is on record about the studies of a table."
     try:
