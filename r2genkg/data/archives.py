@@ -49,7 +49,7 @@ class Bounded:
 
 # %% ../../nbs/01_data/06_archives.ipynb #open-tgz
 @contextlib.contextmanager
-def _open_tgz(path: Path, most: int, limit: str, kind: str) -> Iterator[tarfile.TarFile]:
+def _open_tgz(path: Path, most: int, limit: str, kind: str) -> Iterator[Any]:  # a TarFile
     "Open a .tgz as a stream of at most `most` bytes, and check its end. Errors call a member `kind`."
     with gzip.open(path) as unpacked:
         stream: Any = Bounded(unpacked, most, str(path), limit)  # tarfile only calls its `read`
@@ -97,7 +97,12 @@ def _safe_name(member: tarfile.TarInfo, archive: str) -> PurePosixPath:
     return name
 
 # %% ../../nbs/01_data/06_archives.ipynb #write-members
-def _write_members(tar: tarfile.TarFile, folder: Path, archive: Path, suffixes: tuple) -> int:
+def _write_members(
+    tar: Any,  # a `tarfile.TarFile`
+    folder: Path,
+    archive: Path,  # for errors
+    suffixes: tuple[str, ...],
+) -> int:
     "Write the members with one of the suffixes below `folder`; give their number."
     written = 0
     for member in progress(tar, f"unpacking {archive.name}"):
