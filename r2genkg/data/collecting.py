@@ -79,8 +79,10 @@ def collect(
     Raises `R2GenKGError` for an id that is empty, repeated or path-like, and for a missing split.
     """
     Study("", (), "").report(section)  # raises for an unknown section
-    rule, parts, seen, kept = str(splits), section.split("+"), set[str](), list[Study]()
+    rule, parts = str(splits), section.split("+")
     split_of = {} if rule in ("auto", "file", "hash") else read_split_ids(splits)
+    seen: set[str] = set()
+    kept: list[Study] = []
     for record in map(dict, records):
         where, drop = record.pop("where", report.source), record.pop("drop", "")
         report.read += 1

@@ -259,9 +259,12 @@ def _read_index(file: Path) -> list[str]:
 class ImageCache:
     "Decoded images, (N, S, S) uint8, memory-mapped; filled once, resumable, safe for several processes."
 
-    def __init__(self, folder: str | Path, size: int = 224, workers: int | None = None):
+    def __init__(
+        self,
+        folder: str | Path,  # where pixels and index are kept
+        size: int = 224,  # S, pixels
+    ):
         self.folder, self.size = Path(folder), size
-        self.workers = workers or min(8, os.cpu_count() or 1)
         self.pixel_file = self.folder / f"pixels-{size}.u8"
         self.index_file = self.folder / f"index-{size}.txt"
         self._rows: dict[str, int] = {}
@@ -311,7 +314,7 @@ class ImageCache:
     def _append(self, todo: list[tuple], pixels: BinaryIO, index: BinaryIO) -> None:
         "Decode the images of `todo` in steps; write the pixels of a step, then its lines of the index."
         steps = range(0, len(todo), CACHE_STEP)
-        with ThreadPoolExecutor(self.workers) as pool:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for start in progress(steps, "decoding images", len(steps)):
                 step = todo[start : start + CACHE_STEP]
                 for image in pool.map(lambda item: load_image(item[1], self.size), step):

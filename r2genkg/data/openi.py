@@ -151,7 +151,6 @@ def _packaged_archive() -> Path | None:
 
 # %% ../../nbs/01_data/08_openi.ipynb #read-openi-package
 def read_openi_package(
-    image_root: str | Path = ".",  # folder of the unpacked images, if they are there
     splits: str | Path = "auto",  # see `collecting.collect`
 ) -> Studies:
     "The Open-i reports in torchxrayvision. Those without findings are counted in `.report.dropped`."
@@ -161,4 +160,4 @@ def read_openi_package(
             "the package torchxrayvision with its data file NLMCXR_reports.tgz is not installed: "
             "pip install torchxrayvision"
         )
-    return collect(openi_xml(path, image_root), ReadReport("openi"), splits)
+    return collect(openi_xml(path, "."), ReadReport("openi"), splits)

@@ -157,14 +157,14 @@ def test_chexpert_plus_official(tmp_path):
         check_section(studies, "findings")
 
 
-def test_chexpert_plus_by_the_laboratorys_list(tmp_path):
+def test_chexpert_plus_by_a_list_of_ids(tmp_path):
     folder = plus(tmp_path / "plus", patients=12, lines=False)
     paths = [
         f"{'valid' if p % 6 == 5 else 'train'}/patient{p}/study{s}/view1_frontal.jpg"
         for p in range(12)
         for s in (1, 2)
     ]
-    (tmp_path / "lab.json").write_text(
+    (tmp_path / "ids.json").write_text(
         json.dumps(
             {
                 "train": paths[:13],
@@ -174,7 +174,7 @@ def test_chexpert_plus_by_the_laboratorys_list(tmp_path):
         )
     )
     found = prepare(
-        "chexpert-plus", folder, tmp_path / "studies.parquet", splits=tmp_path / "lab.json"
+        "chexpert-plus", folder, tmp_path / "studies.parquet", splits=tmp_path / "ids.json"
     )
     assert (
         found["train"],
@@ -196,7 +196,7 @@ def test_chexpert_plus_by_the_laboratorys_list(tmp_path):
             "chexpert-plus",
             folder,
             tmp_path / "s.parquet",
-            splits=tmp_path / "lab.json",
+            splits=tmp_path / "ids.json",
             refuse_leaks=True,
         )
 
@@ -475,7 +475,7 @@ def test_section_of_prepared_studies_is_held_to(tmp_path):
     )
 
 
-def test_chexpert_plus_as_the_laboratory_split_it(tmp_path):
+def test_chexpert_plus_by_the_rule_of_the_papers_authors(tmp_path):
     found = prepare(
         "chexpert-plus",
         plus(tmp_path / "plus", lines=False),
