@@ -24,14 +24,8 @@ from r2genkg.extraction.annotate import (
     tell_counts,
 )
 from ..text.negation import assertions, relate
-from r2genkg.core.files import (
-    R2GenKGError,
-    atomic_path,
-    file_marks,
-    fingerprint,
-    read_json,
-    write_json,
-)
+from ..core.files import R2GenKGError, atomic_path, read_json, write_json
+from ..core.stamps import file_marks, fingerprint
 from ..core.runtime import best_device, progress, set_seed
 from r2genkg.extraction.entity_model import (
     ExtractConfig,

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from .annotate import register_annotator, save_annotations
-from ..core.files import R2GenKGError, fingerprint, read_yaml, write_json
+from ..core.files import R2GenKGError, read_yaml, write_json
+from ..core.stamps import fingerprint
 from ..core.runtime import progress
 from ..text.sentences import split_sentences, tokenize
 from r2genkg.extraction.llm_prompts import (

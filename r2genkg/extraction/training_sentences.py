@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from .annotate import letters_key
-from ..core.files import R2GenKGError, fingerprint
+from ..core.files import R2GenKGError
+from ..core.stamps import fingerprint
 from ..data.annotation import Entity, Relation, SentenceAnnotation
 from ..text.negation import relate
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import pandas as pd
-from ..core.files import R2GenKGError, _loss, atomic_path, read_json, write_json
+from ..core.files import R2GenKGError, atomic_path, read_json, replace_fault, write_json
 from .linker import Concept
 from r2genkg.kg.merging import (
     SHARED_COLUMNS,
@@ -454,7 +454,7 @@ def check_graph_folder(folder: str | Path) -> None:
     with tempfile.TemporaryDirectory() as like:
         for name in (*(f"{table}.parquet" for table in _TABLES), "meta.json"):
             Path(like, name).touch()
-        if fault := _loss(Path(os.path.abspath(folder)), Path(like)):
+        if fault := replace_fault(Path(os.path.abspath(folder)), Path(like)):
             raise R2GenKGError(f"{folder}: {fault}")
 
 

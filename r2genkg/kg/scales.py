@@ -18,14 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from r2genkg.core.files import (
-    R2GenKGError,
-    atomic_path,
-    file_marks,
-    fingerprint,
-    read_json,
-    write_json,
-)
+from ..core.files import R2GenKGError, atomic_path, read_json, write_json
+from ..core.stamps import file_marks, fingerprint
 from ..extraction.training_sentences import encoder_source, open_encoder
 from .graph import M3KG
 from ..data.annotation import RELATION_TYPES

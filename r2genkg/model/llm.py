@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 from torch import nn
 from .. import __version__
 from ..core.config import LLMConfig
-from ..core.files import R2GenKGError, atomic_path, file_marks, fingerprint
+from ..core.files import R2GenKGError, atomic_path
+from ..core.stamps import file_marks, fingerprint
 from ..core.runtime import best_device
 from ..core.runtime import has_bfloat16
 from ..core.weights import load_tensors, weights_key

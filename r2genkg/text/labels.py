@@ -20,7 +20,7 @@ from ..data.study import LABELS
 from ..core.files import R2GenKGError
 from .lexicon import Lexicon, Term, find_phrases, load_lexicon, phrase_table, words_of
 from .sentences import split_sentences, tokenize
-from ..data.study import _NO_TEXT
+from ..data.collecting import _NO_TEXT
 from ..data.tabular import plain_text
 
 # %% ../../nbs/03_text/06_labels.ipynb #mention

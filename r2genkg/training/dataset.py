@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from ..vision.classifier import label_matrix
 from ..data.study import LABELS
 from ..core.config import Config
-from ..core.files import R2GenKGError, atomic_path, fingerprint
+from ..core.files import R2GenKGError, atomic_path
+from ..core.stamps import fingerprint
 from ..core.runtime import progress
 from ..kg.scales import ScaleGraph
 from ..kg.graph import M3KG

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.study import LABELS
-from ..core.files import R2GenKGError, fingerprint, is_current, read_json, stamp, write_json
+from ..core.files import R2GenKGError, read_json, write_json
+from ..core.stamps import fingerprint, is_current, stamp
 from ..core.runtime import best_device
 from ..model.model import R2GenKG
 from ..core.runtime import has_bfloat16

@@ -15,15 +15,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 from ..core.config import Config, load_config, override
-from r2genkg.core.files import (
-    R2GenKGError,
-    atomic_path,
-    fingerprint,
-    is_current,
-    read_json,
-    read_yaml,
-    write_json,
-)
+from ..core.files import R2GenKGError, atomic_path, read_json, read_yaml, write_json
+from ..core.stamps import fingerprint, is_current
 from .pipeline import STAGES, StageResult, run_pipeline, stage_hash
 from ..core.runtime import free_memory
 

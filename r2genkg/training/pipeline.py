@@ -25,17 +25,8 @@ from r2genkg.extraction.annotate import (
 from .dataset import TrainingData, study_labels
 from ..vision.classifier import SwinClassifier, check_image_size, train_classifier
 from ..core.config import Config, StudiesConfig, load_config
-from r2genkg.core.files import (
-    R2GenKGError,
-    atomic_path,
-    file_marks,
-    fingerprint,
-    is_current,
-    read_json,
-    stamp,
-    stamp_of,
-    write_json,
-)
+from ..core.files import R2GenKGError, atomic_path, read_json, write_json
+from ..core.stamps import file_marks, fingerprint, is_current, stamp, stamp_of
 from ..core.runtime import best_device, progress
 from .evaluate import MAIN_SCORE, evaluate
 from ..kg.scales import ScaleGraph, load_scales, make_scales, save_scales

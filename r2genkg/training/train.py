@@ -36,7 +36,8 @@ from r2genkg.training.dataset import (
 from ..vision.classifier import SwinClassifier
 from ..data.study import LABELS
 from ..core.config import Config, DecodeConfig
-from ..core.files import R2GenKGError, fingerprint, read_json, write_json
+from ..core.files import R2GenKGError, read_json, write_json
+from ..core.stamps import fingerprint
 from ..core.runtime import best_device, progress, set_seed
 from ..model.fusion import KnowledgePrefix, whiten_visual
 from ..kg.scales import ScaleGraph

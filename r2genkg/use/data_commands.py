@@ -79,7 +79,7 @@ def data_download(
 ) -> None:
     "Fetch the public Open-i archives (about 1.4 GB), check and unpack them, and write studies.parquet with R2Gen's splits. A cut download goes on."
     from r2genkg.data.download import download_iu_xray
-    from r2genkg.data.checks import data_set
+    from r2genkg.data.catalog import data_set
 
     if name != "iu-xray":
         raise R2GenKGError(

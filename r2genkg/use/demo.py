@@ -15,15 +15,8 @@ import numpy as np
 import pandas as pd
 from ..data.study import LABELS
 from ..core.config import Config
-from r2genkg.core.files import (
-    R2GenKGError,
-    atomic_path,
-    fingerprint,
-    is_current,
-    read_json,
-    stamp,
-    write_json,
-)
+from ..core.files import R2GenKGError, atomic_path, read_json, write_json
+from ..core.stamps import fingerprint, is_current, stamp
 from ..training.grid import ZERO_KG, RunOutcome, run_grid, score_table, write_table
 from .figures import run_figures, study_figures
 from ..kg.graph import M3KG

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from ..data.study import LABELS
 from ..core.config import ClassifierConfig
-from ..core.files import R2GenKGError, atomic_path, fingerprint, read_json, write_json
+from ..core.files import R2GenKGError, atomic_path, read_json, write_json
+from ..core.stamps import fingerprint
 from ..core.runtime import best_device, progress, set_seed
 from ..data.images import ImageCache, load_image, to_pixels
 from ..data.study import Study

@@ -27,7 +27,7 @@ def sizes(studies) -> dict[str, int]:
     return {split: sum(s.split == split for s in studies) for split in SPLITS}
 
 
-# --- real files -------------------------------------------------------------------------------------------------------
+# --- real files ---
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_cache_holds_the_real_images(shared_data, tmp_path, monkeypatch):
     assert (ImageCache(tmp_path, 96).read(paths) == images).all()
 
 
-# --- malformed inputs: one line that names the file ---------------------------------------------------------------------
+# --- malformed inputs: one line that names the file ---
 
 
 def xml(uid="CXR1", findings="The lungs are clear.", image="CXR1_1", head="") -> str:
@@ -232,14 +232,14 @@ FAULTS = [  # file name, content, what the line must say
 
 
 @pytest.mark.parametrize(
-    "name, content, told", FAULTS, ids=[f"{i}-{n}" for i, (n, _, _) in enumerate(FAULTS)]
+    "name, content, fault", FAULTS, ids=[f"{i}-{n}" for i, (n, _, _) in enumerate(FAULTS)]
 )
-def test_malformed_corpus(tmp_path, name, content, told):
+def test_malformed_corpus(tmp_path, name, content, fault):
     path = tmp_path / name
     if isinstance(content, dict):
         content = json.dumps(content)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(R2GenKGError, match=told) as caught:
+    with pytest.raises(R2GenKGError, match=fault) as caught:
         read_studies(path, image_root=tmp_path / "images")
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
@@ -255,11 +255,11 @@ LABEL_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("content, told", LABEL_FAULTS)
-def test_malformed_label_lines(tmp_path, content, told):
+@pytest.mark.parametrize("content, fault", LABEL_FAULTS)
+def test_malformed_label_lines(tmp_path, content, fault):
     (tmp_path / "plus.csv").write_text(PLUS + "train/p1/s1/v1.jpg,p1,Clear lungs.\n")
     (tmp_path / "l.json").write_text(content)
-    with pytest.raises(R2GenKGError, match=told) as caught:
+    with pytest.raises(R2GenKGError, match=fault) as caught:
         read_studies(tmp_path / "plus.csv", labels=tmp_path / "l.json")
     assert "l.json" in str(caught.value)
 

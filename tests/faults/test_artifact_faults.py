@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from r2genkg.extraction.annotate import Replay, annotate, load_annotations, save_annotations
 from r2genkg.text.chexbert import read_checkpoint
 from r2genkg.vision.classifier import SwinClassifier
-from r2genkg.core.files import R2GenKGError, is_current, stamp, write_json
+from r2genkg.core.files import R2GenKGError, write_json
+from r2genkg.core.stamps import is_current, stamp
 from r2genkg.core.config import load_config
 from r2genkg.training.grid import load_grid
 from r2genkg.use.figures import stage_paths

@@ -25,7 +25,7 @@ from PIL import Image
 from r2genkg.text.chexbert import read_checkpoint
 from r2genkg.data.study import LABELS
 from r2genkg.core.files import R2GenKGError
-from r2genkg.data.download import MAX_MEMBER, unpack
+from r2genkg.data.archives import MAX_MEMBER, unpack
 from r2genkg.extraction.llm_prompts import UnusableAnswer, read_entities, read_relations
 from r2genkg.extraction.repair import known_relation
 from r2genkg.model.qformer import read_tensors

@@ -1,12 +1,8 @@
-"""Public data sets as a user has them on disk: prepared with R2Gen's, the official and a listed split, or refused with what is missing."""
+"""Public data sets as on a user's disk: prepared with R2Gen's, the official and a listed split, or refused."""
 
 import hashlib
-import io
 import json
-import tarfile
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +11,10 @@ from PIL import Image
 
 from r2genkg.core.files import R2GenKGError
 from r2genkg.core.config import load_config
-from r2genkg.data.download import download_iu_xray, fetch
 from r2genkg.training.pipeline import StageResult
-from r2genkg.data.checks import data_set, data_sets, leaking_patients, prepare, read_data_set
+from r2genkg.data.catalog import data_set, data_sets, read_data_set
+from r2genkg.data.collecting import leaking_patients
+from r2genkg.data.checks import prepare
 from r2genkg.data.splits import SPLITS, read_split_ids
 from r2genkg.data.study import check_section, load_studies
 from r2genkg.data.openi import read_openi_package
@@ -88,8 +85,8 @@ def load_labels() -> tuple[str, ...]:
 
 
 def test_iu_xray_of_r2gen(tmp_path):
-    told = prepare("iu-xray", r2gen(tmp_path / "iu", (6, 2, 3)), tmp_path / "studies.parquet")
-    assert (told["train"], told["val"], told["test"]) == (6, 2, 3) and told["known"].startswith(
+    found = prepare("iu-xray", r2gen(tmp_path / "iu", (6, 2, 3)), tmp_path / "studies.parquet")
+    assert (found["train"], found["val"], found["test"]) == (6, 2, 3) and found["known"].startswith(
         "published: 2,069 / 296 / 590; here: 6 (-2,063)"
     )
     assert load_studies(tmp_path / "studies.parquet").meta == {
@@ -135,7 +132,7 @@ def test_reports_of_the_package_have_r2gens_counts(tmp_path):
 
 
 def test_chexpert_plus_official(tmp_path):
-    told = prepare(
+    found = prepare(
         "chexpert-plus",
         plus(tmp_path / "plus"),
         tmp_path / "studies.parquet",
@@ -143,10 +140,10 @@ def test_chexpert_plus_official(tmp_path):
     )
     studies = load_studies(tmp_path / "studies.parquet")
     assert (
-        told["kept"] == 120
-        and told["test"] == 20
-        and told["train"] + told["val"] == 100
-        and told["val"] > 0
+        found["kept"] == 120
+        and found["test"] == 20
+        and found["train"] + found["val"] == 100
+        and found["val"] > 0
     )
     assert all(
         len(s.images) == 2 and s.labels == {"Pleural Effusion": 1.0} for s in studies
@@ -155,19 +152,19 @@ def test_chexpert_plus_official(tmp_path):
         all(f"of {s.patient[1:]}." in s.findings for s in studies)
         and leaking_patients(studies) == []
     )
-    assert told["patients in several splits"] == 0 and told["duplicate images"] == 0
+    assert found["patients in several splits"] == 0 and found["duplicate images"] == 0
     with pytest.raises(R2GenKGError, match="prepared with section 'findings.impression'"):
         check_section(studies, "findings")
 
 
-def test_chexpert_plus_by_the_laboratorys_list(tmp_path):
+def test_chexpert_plus_by_a_list_of_ids(tmp_path):
     folder = plus(tmp_path / "plus", patients=12, lines=False)
     paths = [
         f"{'valid' if p % 6 == 5 else 'train'}/patient{p}/study{s}/view1_frontal.jpg"
         for p in range(12)
         for s in (1, 2)
     ]
-    (tmp_path / "lab.json").write_text(
+    (tmp_path / "ids.json").write_text(
         json.dumps(
             {
                 "train": paths[:13],
@@ -176,24 +173,30 @@ def test_chexpert_plus_by_the_laboratorys_list(tmp_path):
             }
         )
     )
-    told = prepare(
-        "chexpert-plus", folder, tmp_path / "studies.parquet", splits=tmp_path / "lab.json"
+    found = prepare(
+        "chexpert-plus", folder, tmp_path / "studies.parquet", splits=tmp_path / "ids.json"
     )
-    assert (told["train"], told["val"], told["test"], told["dropped, not in the split file"]) == (
+    assert (
+        found["train"],
+        found["val"],
+        found["test"],
+        found["dropped, not in the split file"],
+    ) == (
         13,
         3,
         4,
         4,
     )
     assert (
-        told["leaking patients"] == ["p6"] and "published: 40,463 / 5,780 / 11,562" in told["known"]
+        found["leaking patients"] == ["p6"]
+        and "published: 40,463 / 5,780 / 11,562" in found["known"]
     )
     with pytest.raises(R2GenKGError, match="1 patients are in several splits"):
         prepare(
             "chexpert-plus",
             folder,
             tmp_path / "s.parquet",
-            splits=tmp_path / "lab.json",
+            splits=tmp_path / "ids.json",
             refuse_leaks=True,
         )
 
@@ -206,12 +209,12 @@ def test_mimic_cxr(tmp_path):
     with pytest.raises(R2GenKGError, match="1 images missing, 1 unreadable.*--drop-broken"):
         prepare("mimic-cxr", folder, tmp_path / "s.parquet")
     assert not (tmp_path / "s.parquet").exists() and not (tmp_path / "s.json").exists()
-    told = prepare("mimic-cxr", folder, tmp_path / "s.parquet", drop_broken=True)
-    assert told["kept"] == 3 and told["dropped, without a usable image"] == 2
+    found = prepare("mimic-cxr", folder, tmp_path / "s.parquet", drop_broken=True)
+    assert found["kept"] == 3 and found["dropped, without a usable image"] == 2
 
 
 def test_a_second_run_reads_the_source_again(tmp_path):
-    """What was dropped for a broken image comes back when the image is mended, although the first output lies in the same folder."""
+    """A study dropped for a broken image comes back with the image, although the first output lies beside it."""
     folder = r2gen(tmp_path / "iu", (3, 1, 1))
     (folder / "images" / "CXR1_IM-1" / "0.png").unlink()
     assert prepare("iu-xray", folder, folder / "studies.parquet", drop_broken=True)["kept"] == 4
@@ -252,7 +255,7 @@ def test_patients_of_chexpert_plus_without_ids(tmp_path):
         + "\n"
     )
     for splits in ("lab", "official"):
-        told = prepare(
+        found = prepare(
             "chexpert-plus",
             folder,
             tmp_path / "s.parquet",
@@ -261,8 +264,8 @@ def test_patients_of_chexpert_plus_without_ids(tmp_path):
             refuse_leaks=True,
         )
         assert (
-            told["noted, studies whose patient is read from their path"] == told["kept"] == 48
-            and told["val"] % 2 == 0
+            found["noted, studies whose patient is read from their path"] == found["kept"] == 48
+            and found["val"] % 2 == 0
         )
     (tmp_path / "ids.json").write_text(
         json.dumps(
@@ -290,8 +293,8 @@ def test_one_image_file_in_two_splits(tmp_path):
     tree["test"][0]["image_path"] = tree["train"][0]["image_path"]
     (folder / "annotation.json").write_text(json.dumps(tree))
     for quick in (False, True):
-        told = prepare("iu-xray", folder, tmp_path / "s.parquet", quick=quick)
-        assert (told["duplicate images"], told["pictures in several splits"]) == (1, 1)
+        found = prepare("iu-xray", folder, tmp_path / "s.parquet", quick=quick)
+        assert (found["duplicate images"], found["pictures in several splits"]) == (1, 1)
     assert json.loads((tmp_path / "s.json").read_text())["duplicate files"] == [
         str(folder / "images" / "CXR1_IM-1" / "0.png")
     ]
@@ -307,14 +310,17 @@ def test_what_is_missing_is_named_with_its_source(tmp_path, name, state):
         (root / data_set(name).tables[0].replace("*", "_240401")).touch()
     with pytest.raises(R2GenKGError) as caught:
         prepare(name, root, tmp_path / "out.parquet")
-    told = str(caught.value)
+    found = str(caught.value)
     assert (
-        "\n" not in told and data_set(name).link in told and "licence" in told and str(root) in told
+        "\n" not in found
+        and data_set(name).link in found
+        and "licence" in found
+        and str(root) in found
     )
-    assert ("table of reports" in told) == (state == "empty folder") and (
-        "images" in told.split("Get it")[0]
+    assert ("table of reports" in found) == (state == "empty folder") and (
+        "images" in found.split("Get it")[0]
     ) == (state != "no folder")
-    assert (data_set(name).command in told) and not (tmp_path / "out.parquet").exists()
+    assert (data_set(name).command in found) and not (tmp_path / "out.parquet").exists()
 
 
 def test_sections_and_names(tmp_path):
@@ -351,121 +357,7 @@ def test_prepared_studies_feed_the_pipeline(tmp_path, preset):
     )
 
 
-# --- downloads: a server that cuts, lies and changes its mind ------------------------------------------------------------
-
-
-class Server(BaseHTTPRequestHandler):
-    files: dict[str, bytes] = {}
-    cut = 0
-
-    def do_GET(self):
-        content = self.files.get(self.path.rpartition("/")[2])
-        if content is None:
-            return self.send_error(404)
-        wanted = self.headers.get("Range", "")
-        start = int(wanted[6:-1]) if wanted else 0
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("ETag", '"1"')
-        self.end_headers()
-        self.wfile.write(content[start:][: self.cut or None])
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server():
-    handler = type("H", (Server,), {"files": {}, "cut": 0})
-    running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    handler.address = f"http://127.0.0.1:{running.server_port}"
-    yield handler
-    running.shutdown()
-    running.server_close()
-
-
-def tgz(members: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return out.getvalue()
-
-
-def openi(uids: range) -> dict[str, bytes]:
-    xml = {
-        f"ecgen-radiology/{u}.xml": (
-            f'<eCitation><uId id="CXR{u}"/><AbstractText Label="FINDINGS">Clear lungs {u}.</AbstractText>'
-            f'<parentImage id="CXR{u}_1"/></eCitation>'
-        ).encode()
-        for u in uids
-    }
-    images = {}
-    for u in uids:
-        out = io.BytesIO()
-        Image.fromarray(np.random.default_rng(u).integers(0, 255, (64, 64), dtype=np.uint8)).save(
-            out, "PNG"
-        )
-        images[f"CXR{u}_1.png"] = out.getvalue()
-    return {"NLMCXR_reports.tgz": tgz(xml), "NLMCXR_png.tgz": tgz(images)}
-
-
-def test_download_through_a_bad_line(tmp_path, server):
-    server.files, server.cut = openi(range(1, 40)), 9_000
-    told = download_iu_xray(
-        tmp_path / "iu", server.address, any_checksum=True, space=0, pause=0.001
-    )
-    assert (
-        told["kept"] == told["train"] + told["val"] + told["test"] > 20
-        and told["unreadable images"] == 0
-    )
-    assert not list(tmp_path.rglob("*.part*")) and (tmp_path / "iu" / "studies.parquet").exists()
-    for name, content in server.files.items():
-        assert told[f"sha256 of {name}"] == hashlib.sha256(content).hexdigest()
-
-
-def test_wrong_checksum_is_not_unpacked(tmp_path, server):
-    server.files = openi(range(1, 4))
-    with pytest.raises(R2GenKGError, match="SHA-256 is .* expected 8fb6de7eec73d8c3"):
-        download_iu_xray(tmp_path / "iu", server.address, space=0, pause=0.001)
-    assert not list(tmp_path.rglob("*.xml")) and not list(tmp_path.rglob("*.tgz"))
-
-
-def test_interrupted_download_goes_on(tmp_path, server):
-    server.files = {"x.tgz": np.random.default_rng(0).bytes(200_000)}
-    (tmp_path / ".x.tgz.part").write_bytes(server.files["x.tgz"][:150_000])
-    (tmp_path / ".x.tgz.part.tag").write_text('"1"')
-    server.cut = 50_000  # enough for the rest, not for the whole
-    fetch(f"{server.address}/x.tgz", tmp_path / "x.tgz", pause=0.001)
-    assert (tmp_path / "x.tgz").read_bytes() == server.files["x.tgz"]
-
-
-def test_damaged_part_is_found_by_the_checksum(tmp_path, server):
-    content = np.random.default_rng(0).bytes(100_000)
-    server.files = {"x.tgz": content}
-    (tmp_path / ".x.tgz.part").write_bytes(bytes(50_000))
-    (tmp_path / ".x.tgz.part.tag").write_text('"1"')
-    right = hashlib.sha256(content).hexdigest()
-    with pytest.raises(R2GenKGError, match="expected"):
-        fetch(f"{server.address}/x.tgz", tmp_path / "x.tgz", right, pause=0.001)
-    assert (
-        fetch(f"{server.address}/x.tgz", tmp_path / "x.tgz", right, pause=0.001) == right
-    )  # the second call starts anew
-
-
-def test_nobody_there(tmp_path, server):
-    with pytest.raises(R2GenKGError, match="answers 404"):
-        fetch(f"{server.address}/none.tgz", tmp_path / "x.tgz")
-    with pytest.raises(R2GenKGError, match="0 bytes are kept, run the same command again"):
-        fetch("http://127.0.0.1:9/x.tgz", tmp_path / "x.tgz", pause=0.001)
-
-
-# --- what was made from held-out studies does not reach training -----------------------------------------------------------
+# --- what was made from held-out studies does not reach training ---
 
 
 def test_graph_and_bank_of_held_out_studies_are_refused(tmp_path, caplog):
@@ -479,9 +371,9 @@ def test_graph_and_bank_of_held_out_studies_are_refused(tmp_path, caplog):
         f'{s.id},{Path(s.images[0]).name},"{s.findings}",{s.split}\n' for s in data.studies
     )
     (tmp_path / "data" / "t.csv").write_text("id,image,findings,split\n" + rows)
-    told = build_from_file(tmp_path / "data" / "t.csv", tmp_path / "all")
+    found = build_from_file(tmp_path / "data" / "t.csv", tmp_path / "all")
     assert (
-        told["held-out reports"] == 4
+        found["held-out reports"] == 4
         and "4 of 28 reports are of validation or test studies" in caplog.text
     )
     assert (
@@ -583,20 +475,20 @@ def test_section_of_prepared_studies_is_held_to(tmp_path):
     )
 
 
-def test_chexpert_plus_as_the_laboratory_split_it(tmp_path):
-    told = prepare(
+def test_chexpert_plus_by_the_rule_of_the_papers_authors(tmp_path):
+    found = prepare(
         "chexpert-plus",
         plus(tmp_path / "plus", lines=False),
         tmp_path / "studies.parquet",
         splits="lab",
     )
     assert (
-        told["kept"] == 120
-        and 60 < told["train"] < 105
-        and told["test"] > told["val"] > 0
-        and told["patients in several splits"] == 0
+        found["kept"] == 120
+        and 60 < found["train"] < 105
+        and found["test"] > found["val"] > 0
+        and found["patients in several splits"] == 0
     )
-    assert "not public" in told["splits, note"] and told["known"].startswith(
+    assert "not public" in found["splits, note"] and found["known"].startswith(
         "published: 40,463 / 5,780 / 11,562; here:"
     )
     assert load_studies(tmp_path / "studies.parquet").meta["splits"] == "lab"
