@@ -56,7 +56,7 @@ from r2genkg.extraction.relation_model import (
     train_relations,
 )
 from r2genkg.text.rules import RulesAnnotator
-from r2genkg.text.rules import relations_by_rules as rule_relations
+from r2genkg.text.relation_rules import relations_by_rules as rule_relations
 
 
 def self_agreement(reports: list) -> dict:

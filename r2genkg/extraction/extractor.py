@@ -55,7 +55,7 @@ from ..text.sentences import split_sentences, tokenize
 from ..data.annotation import REXKG_TYPES, RELATION_TYPES, Entity, SentenceAnnotation
 from ..data.tabular import plain_text
 from .relation_model import MarkerModel, predict_relations, train_relations
-from ..text.rules import relations_by_rules as rule_relations
+from ..text.relation_rules import relations_by_rules as rule_relations
 
 register_annotator("model", lambda folder: ExtractModel.load(folder or "."))
 
