@@ -11,18 +11,18 @@ from PIL import Image
 from r2genkg.phantom import phantoms as room
 from r2genkg.data.study import LABELS
 from r2genkg.core.files import R2GenKGError
-from r2genkg.phantom.wording import DEVICE_KINDS, Finding, parse_markup, write_report
-from r2genkg.phantom.findings import draw
+from r2genkg.phantom.findings import DEVICE_KINDS, Finding
+from r2genkg.phantom.markup import parse_markup
+from r2genkg.phantom.wording import write_report
+from r2genkg.phantom.drawing import draw
 from r2genkg.phantom.phantoms import (
     draw_for_labels,
-    findings_for_labels,
     load_masks,
     load_truth,
     make_phantom,
-    random_finding,
-    sample_findings,
     write_phantoms,
 )
+from r2genkg.phantom.findings import findings_for_labels, random_finding, sample_findings
 from r2genkg.data.study import load_studies
 
 

@@ -11,7 +11,7 @@ from r2genkg.core.files import R2GenKGError
 from r2genkg.phantom.wording import write_report
 from r2genkg.text.labels import RulesLabeler, label_reports
 from r2genkg.text.label_files import read_labels, write_labels
-from r2genkg.phantom.phantoms import sample_findings
+from r2genkg.phantom.findings import sample_findings
 
 MESH = {
     "Cardiomegaly": "Cardiomegaly",
