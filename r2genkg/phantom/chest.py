@@ -19,23 +19,23 @@ def _ellipse(
     edge: float,  # half width of the soft edge, in units of the radius
 ) -> np.ndarray:
     "Soft ellipse."
-    u, v = canvas.u - np.float32(centre[0]), canvas.v - np.float32(centre[1])
-    cos, sin = np.float32(np.cos(tilt)), np.float32(np.sin(tilt))
-    along = np.square((cos * u + sin * v) / np.float32(radii[0]))
-    across = np.square((cos * v - sin * u) / np.float32(radii[1]))
-    return soft(1 - (along + across), edge)
+    u = canvas.u - np.float32(centre[0])
+    v = canvas.v - np.float32(centre[1])
+    cos = np.float32(np.cos(tilt))
+    sin = np.float32(np.sin(tilt))
+    along = (cos * u + sin * v) / np.float32(radii[0])
+    across = (cos * v - sin * u) / np.float32(radii[1])
+    return soft(1 - (np.square(along) + np.square(across)), edge)
 
 # %% ../../nbs/02_phantom/04_chest.ipynb #heart_field
 def heart_field(canvas: Canvas) -> np.ndarray:
     "Right atrium and left ventricle, resting on the diaphragm; a larger heart grows to the left."
     h = canvas.patient.heart
     low = canvas.patient.dome[1] + 0.02
-    ventricle = _ellipse(
-        canvas, (0.07 + 0.11 * h, low - 0.22 * h), (0.36 * h, 0.20 * h), tilt=0.75, edge=0.25
-    )
-    atrium = _ellipse(
-        canvas, (-0.04 - 0.04 * h, low - 0.22 * h), (0.15 * h, 0.25 * h), tilt=0.0, edge=0.25
-    )
+    middle = low - 0.22 * h
+    left, right = (0.07 + 0.11 * h, middle), (-0.04 - 0.04 * h, middle)
+    ventricle = _ellipse(canvas, left, (0.36 * h, 0.20 * h), tilt=0.75, edge=0.25)
+    atrium = _ellipse(canvas, right, (0.15 * h, 0.25 * h), tilt=0.0, edge=0.25)
     return np.maximum(ventricle, atrium)
 
 
@@ -54,23 +54,27 @@ RIB_SPACING = 0.128  # distance of posterior ribs
 
 def rib_drop(a: np.ndarray | float) -> np.ndarray | float:
     "How far a posterior rib has come down at distance `a` from the midline."
-    return 0.30 * np.square(np.clip(a, 0, None)) + 0.35 * np.clip(a - 0.52, 0, None)
+    curve = np.square(np.clip(a, 0, None))
+    side = np.clip(a - 0.52, 0, None)
+    return 0.30 * curve + 0.35 * side
 
 # %% ../../nbs/02_phantom/04_chest.ipynb #posterior-ribs
 def _posterior_ribs(canvas: Canvas, a: np.ndarray) -> np.ndarray:
     "Bands with dense edges; a broken rib has a gap and a step, and is a little denser there (callus)."
-    phase = np.float32(canvas.patient.rib_phase) + np.float32(0.25) * (canvas.u > 0)
+    on_left = canvas.u > 0
+    phase = np.float32(canvas.patient.rib_phase) + np.float32(0.25) * on_left
     number = (canvas.v - rib_drop(a)) / np.float32(RIB_SPACING) + phase
     near = np.rint(number)
-    offset, strength = (number - near) * np.float32(RIB_SPACING), np.float32(1)
+    offset = (number - near) * np.float32(RIB_SPACING)
+    strength = np.float32(1)
     for side, rib, at, step, gap in canvas.patient.breaks:
-        here = (near == rib) & ((canvas.u > 0) == (side == "left"))
+        here = (near == rib) & (on_left == (side == "left"))
         beyond = a - np.float32(at)
         fading = np.clip(1 - beyond / 0.35, 0, 1)
         offset = offset + np.float32(step) * here * (beyond > 0) * fading
-        callus = 1 + here * 2.2 * np.exp(-np.square(beyond / 0.16))
-        without_gap = 1 - here * soft(gap - np.abs(beyond), 0.006)
-        strength = strength * callus * without_gap
+        bulge = np.exp(-np.square(beyond / 0.16))
+        in_gap = soft(gap - np.abs(beyond), 0.006)
+        strength = strength * (1 + here * 2.2 * bulge) * (1 - here * in_gap)
     t = np.abs(offset)
     band = 0.050 * soft(0.026 - t, 0.008)
     edges = 0.035 * soft(0.007 - np.abs(t - 0.024), 0.006)
@@ -91,12 +95,16 @@ def _anterior_ribs(canvas: Canvas, a: np.ndarray) -> np.ndarray:
     slope = canvas.v - 0.62 * (canvas.wall - a)
     number = slope / np.float32(0.15) + np.float32(canvas.patient.rib_phase)
     t = np.abs(number - np.rint(number)) * np.float32(0.15)
-    return 0.035 * soft(0.034 - t, 0.014) * soft(a - 0.34, 0.08) * soft(canvas.v + 0.55, 0.1)
+    band = 0.035 * soft(0.034 - t, 0.014)
+    beside_middle = soft(a - 0.34, 0.08)
+    return band * beside_middle * soft(canvas.v + 0.55, 0.1)
 
 
 def _clavicles(canvas: Canvas, a: np.ndarray) -> np.ndarray:
-    line = -0.58 - 0.20 * a + 0.035 * np.sin(7 * a - 1)
-    return 0.085 * soft(0.030 - np.abs(canvas.v - line), 0.010) * soft(a - 0.08, 0.02)
+    wave = 0.035 * np.sin(7 * a - 1)
+    line = -0.58 - 0.20 * a + wave
+    off = np.abs(canvas.v - line)
+    return 0.085 * soft(0.030 - off, 0.010) * soft(a - 0.08, 0.02)
 
 
 def _spine(canvas: Canvas, a: np.ndarray) -> np.ndarray:
@@ -109,8 +117,9 @@ def _bones(canvas: Canvas) -> np.ndarray:
     "Posterior and anterior ribs, clavicles, spine."
     a = np.abs(canvas.u)
     ribs = _posterior_ribs(canvas, a) + _anterior_ribs(canvas, a)
+    seen = ribs * _cage(canvas, a)
     contrast = np.float32(canvas.patient.ribs)
-    return contrast * (ribs * _cage(canvas, a) + _clavicles(canvas, a)) + _spine(canvas, a)
+    return contrast * (seen + _clavicles(canvas, a)) + _spine(canvas, a)
 
 # %% ../../nbs/02_phantom/04_chest.ipynb #torso
 _TORSO_HEIGHTS = (-1.5, -1.0, -0.9, -0.8, -0.7, -0.55, 0.0, 0.2, 0.6, 1.5)
@@ -125,7 +134,8 @@ def _torso(v: np.ndarray) -> np.ndarray:
 def _soft_tissue(canvas: Canvas, a: np.ndarray, below: np.ndarray) -> np.ndarray:
     "Density of the trunk; `below` is 1 in the abdomen."
     flanks = 0.10 * np.square(np.clip(a - 0.74, 0, 1)) / 0.1
-    return 0.44 + 0.02 * clouds(canvas.size, 0, canvas.rng) - flanks + below * 0.16
+    texture = 0.02 * clouds(canvas.size, 0, canvas.rng)
+    return 0.44 + texture - flanks + below * 0.16
 
 
 def _lung_air(canvas: Canvas, a: np.ndarray) -> np.ndarray:
@@ -133,29 +143,42 @@ def _lung_air(canvas: Canvas, a: np.ndarray) -> np.ndarray:
     near_wall = 0.10 * soft(a - canvas.wall + 0.06, 0.06)
     return 0.345 - 0.07 * np.clip(canvas.v, 0, 1) - near_wall
 
+# %% ../../nbs/02_phantom/04_chest.ipynb #hila
+def _hila(canvas: Canvas, a: np.ndarray) -> np.ndarray:
+    "Bells where the vessels enter the lungs."
+    across = (a - 0.20) / 0.07
+    along = (canvas.v + 0.02) / 0.11
+    return np.exp(-np.square(across) - np.square(along))
+
 # %% ../../nbs/02_phantom/04_chest.ipynb #draw_anatomy
 def draw_anatomy(canvas: Canvas) -> None:
     "Add the normal chest to the canvas's density."
-    patient, a = canvas.patient, np.abs(canvas.u)
-    heart, middle, bones = heart_field(canvas), mediastinum_field(canvas), _bones(canvas)
+    patient = canvas.patient
+    a = np.abs(canvas.u)
+    heart = heart_field(canvas)
+    middle = mediastinum_field(canvas)
+    bones = _bones(canvas)
     body = soft(canvas.profile(_torso(ROWS)) - a, 0.04)
     air = canvas.lungs * (1 - 0.92 * np.maximum(heart, middle))
     below = soft(canvas.v - canvas.domes(), 0.03)
     density = _soft_tissue(canvas, a, below)
     density += heart * (0.14 - 0.14 * below) + middle * 0.10
     density -= air * _lung_air(canvas, a)
-    density += bones + canvas.vessels * air * np.float32(0.13 * patient.vessels)
-    hila = np.exp(-np.square((a - 0.20) / 0.07) - np.square((canvas.v + 0.02) / 0.11))
-    density += hila * air * 0.10
-    density -= soft(0.032 - a, 0.015) * soft(-0.22 - canvas.v, 0.05) * 0.09  # trachea
-    bubble = _ellipse(canvas, (0.38, patient.dome[1] + 0.15), (0.12, 0.06), tilt=0.2, edge=0.4)
-    density -= bubble * 0.15  # air in the stomach
-    canvas.density, canvas.air = density * body, air
+    vessels = canvas.vessels * air * np.float32(0.13 * patient.vessels)
+    density += bones + vessels
+    density += _hila(canvas, a) * air * 0.10
+    trachea = soft(0.032 - a, 0.015) * soft(-0.22 - canvas.v, 0.05)
+    density -= trachea * 0.09
+    bubble = (0.38, patient.dome[1] + 0.15)  # air in the stomach
+    density -= _ellipse(canvas, bubble, (0.12, 0.06), tilt=0.2, edge=0.4) * 0.15
+    canvas.density = density * body
+    canvas.air = air
 
 # %% ../../nbs/02_phantom/04_chest.ipynb #expose
 def expose(canvas: Canvas) -> np.ndarray:
     "uint8 (H, W) image of the canvas's density, bright = dense."
-    patient, size = canvas.patient, canvas.size
+    patient = canvas.patient
+    size = canvas.size
     d = np.clip(canvas.density, 0, 1.2) + np.float32(0.04)
     d = 1 - np.exp(-3.0 * np.float32(patient.gamma) * d)
     d = (d - 0.5) * np.float32(patient.contrast) + np.float32(0.46 + patient.brightness)
@@ -164,5 +187,7 @@ def expose(canvas: Canvas) -> np.ndarray:
 
         d = uniform_filter(d, 3)
     grain = canvas.rng.standard_normal((size, size), dtype=np.float32)
-    d = d + np.float32(patient.noise) * (0.6 * grain + 0.6 * clouds(size, 2, canvas.rng))
+    cloudy = clouds(size, 2, canvas.rng)
+    noise = 0.6 * grain + 0.6 * cloudy
+    d = d + np.float32(patient.noise) * noise
     return (np.clip(d * 1.05, 0, 1) * 255).astype(np.uint8)

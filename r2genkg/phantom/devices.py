@@ -22,12 +22,14 @@ def _draw_strokes(canvas: Canvas, strokes: Sequence[_Stroke]) -> np.ndarray:
     "Anti-aliased strokes as (H, W) float32, 1 where a stroke covers the pixel."
     from PIL import Image, ImageDraw
 
-    picture = Image.new("L", (2 * canvas.size, 2 * canvas.size))
+    size = canvas.size
+    picture = Image.new("L", (2 * size, 2 * size))
     pen = ImageDraw.Draw(picture)
     for points, width in strokes:
         xy = [(2 * x, 2 * y) for x, y in canvas.pixels(points)]
         if width:
-            pen.line(xy, 255, max(1, round(2 * width * canvas.size / 224)), joint="curve")
+            pixels = round(2 * width * size / 224)
+            pen.line(xy, fill=255, width=max(1, pixels), joint="curve")
         else:
             pen.polygon(xy, fill=255)
     return np.asarray(picture.reduce(2), dtype=np.float32) / 255
@@ -36,45 +38,69 @@ def _draw_strokes(canvas: Canvas, strokes: Sequence[_Stroke]) -> np.ndarray:
 def _curve(*points: tuple[float, float]) -> np.ndarray:
     "A smooth curve (24, 2) through points."
     p = np.array(points)
-    t, s = np.linspace(0, 1, len(p)), np.linspace(0, 1, 24)
+    t = np.linspace(0, 1, len(p))
+    s = np.linspace(0, 1, 24)
     degree = min(len(p) - 1, 3)
-    return np.stack([np.polyval(np.polyfit(t, p[:, i], degree), s) for i in (0, 1)], 1)
+    u = np.polyval(np.polyfit(t, p[:, 0], degree), s)
+    v = np.polyval(np.polyfit(t, p[:, 1], degree), s)
+    return np.stack([u, v], 1)
 
 # %% ../../nbs/02_phantom/05_devices.ipynb #tubes
 def _endotracheal_tube(m: int, j: np.ndarray) -> list[_Stroke]:
     tip = -0.34 + j[0] * 2
-    left = [(-0.022 + j[1] / 3, -1.3), (-0.022, tip)]
-    right = [(0.022 + j[1] / 3, -1.3), (0.022, tip)]
+    shift = j[1] / 3
+    left = [(-0.022 + shift, -1.3), (-0.022, tip)]
+    right = [(0.022 + shift, -1.3), (0.022, tip)]
     return [(left, 1.8), (right, 1.8)]
 
 
 def _nasogastric_tube(m: int, j: np.ndarray) -> list[_Stroke]:
-    throat, chest, stomach = (0.01 + j[0], -1.3), (0.03 + j[1], -0.3), (0.05 + j[2], 0.45)
-    return [(_curve(throat, chest, stomach, (0.22 + j[3], 0.66), (0.42 + j[4], 0.64)), 2.5)]
+    throat = (0.01 + j[0], -1.3)
+    chest = (0.03 + j[1], -0.3)
+    diaphragm = (0.05 + j[2], 0.45)
+    stomach = (0.22 + j[3], 0.66)
+    tip = (0.42 + j[4], 0.64)
+    return [(_curve(throat, chest, diaphragm, stomach, tip), 2.5)]
 
 
 def _central_line(m: int, j: np.ndarray) -> list[_Stroke]:
-    start = (m * (0.16 + j[0]), -1.1) if j[5] > 0 else (m * 0.95, -0.62 + j[0])
-    vein, tip = (m * 0.18 + j[1], -0.62), (-0.11 + j[3], -0.05 + j[4])
-    return [(_curve(start, vein, (-0.10 + j[2], -0.35), tip), 2.3)]
+    from_neck = (m * (0.16 + j[0]), -1.1)
+    from_arm = (m * 0.95, -0.62 + j[0])
+    start = from_neck if j[5] > 0 else from_arm
+    vein = (m * 0.18 + j[1], -0.62)
+    cava = (-0.10 + j[2], -0.35)
+    tip = (-0.11 + j[3], -0.05 + j[4])
+    return [(_curve(start, vein, cava, tip), 2.3)]
 
 
 def _chest_tube(m: int, j: np.ndarray) -> list[_Stroke]:
-    skin, wall = (m * 1.05, 0.30 + j[0]), (m * 0.66, 0.18 + j[1])
-    return [(_curve(skin, wall, (m * 0.52 + j[2], -0.10), (m * 0.38 + j[3], -0.48 + j[4])), 3.8)]
+    skin = (m * 1.05, 0.30 + j[0])
+    wall = (m * 0.66, 0.18 + j[1])
+    middle = (m * 0.52 + j[2], -0.10)
+    tip = (m * 0.38 + j[3], -0.48 + j[4])
+    return [(_curve(skin, wall, middle, tip), 3.8)]
 
 # %% ../../nbs/02_phantom/05_devices.ipynb #pacemaker
 _BOX = ((-0.10, -0.07), (0.09, -0.08), (0.11, 0.06), (-0.07, 0.09))
 
 
 def _pacemaker(m: int, j: np.ndarray) -> list[_Stroke]:
-    u, v = m * (0.56 + j[0]), -0.50 + j[1]
+    u = m * (0.56 + j[0])
+    v = -0.50 + j[1]
     box = [(u + x, v + y) for x, y in _BOX]
-    ventricle = _curve(
-        (u, v), (m * 0.25, -0.62 + j[2]), (-0.10 + j[3], -0.20), (0.20 + j[4], 0.34 + j[5])
-    )
-    atrium = _curve((u, v), (m * 0.25, -0.60 + j[2]), (-0.10 + j[3], -0.15), (-0.16 + j[6], 0.16))
-    return [(box, 0), (ventricle, 2.0), (atrium, 2.0)]
+    ventricle = [
+        (u, v),
+        (m * 0.25, -0.62 + j[2]),
+        (-0.10 + j[3], -0.20),
+        (0.20 + j[4], 0.34 + j[5]),
+    ]
+    atrium = [
+        (u, v),
+        (m * 0.25, -0.60 + j[2]),
+        (-0.10 + j[3], -0.15),
+        (-0.16 + j[6], 0.16),
+    ]
+    return [(box, 0), (_curve(*ventricle), 2.0), (_curve(*atrium), 2.0)]
 
 
 def _sternal_wires(m: int, j: np.ndarray) -> list[_Stroke]:

@@ -49,10 +49,11 @@ def _broken_ribs(
     finding: Finding, grade: float, patient: Patient, rng: np.random.Generator
 ) -> tuple:
     "Two or three neighbouring ribs with step and gap."
-    side, at = finding.side or "left", rng.uniform(0.40, 0.58)
+    side = finding.side or "left"
+    at = rng.uniform(0.40, 0.58)
     v = _RIB_HEIGHT[finding.zone] + rng.uniform(-0.06, 0.06)
-    number = float(v - rib_drop(at)) / RIB_SPACING + patient.rib_phase + 0.25 * (side == "left")
-    first = round(number)
+    number = float(v - rib_drop(at)) / RIB_SPACING
+    first = round(number + patient.rib_phase + 0.25 * (side == "left"))
     weak = 1.0 if finding.certainty == "present" else 0.5
     step = float((0.062 + 0.012 * grade) * rng.choice((-1, 1)) * weak)
     gap = float((0.028 + 0.008 * grade) * weak)
@@ -90,8 +91,9 @@ def _fracture_mask(canvas: Canvas) -> np.ndarray:
     for side, rib, at, *_ in canvas.patient.breaks:
         number = rib - canvas.patient.rib_phase - 0.25 * (side == "left")
         v = number * RIB_SPACING + rib_drop(at)
-        away = (canvas.from_midline(side) - at) / 0.10
-        mask |= np.square(away) + np.square((canvas.v - v) / 0.07) < 1
+        across = (canvas.from_midline(side) - at) / 0.10
+        along = (canvas.v - v) / 0.07
+        mask |= np.square(across) + np.square(along) < 1
     return mask
 
 
@@ -118,21 +120,26 @@ def _bell(
     canvas: Canvas, side: str, place: tuple[float, float], radii: tuple[float, float]
 ) -> np.ndarray:
     "A bell of height 1 at a place (a, v)."
-    a = (canvas.from_midline(side) - np.float32(place[0])) / np.float32(radii[0])
-    v = (canvas.v - np.float32(place[1])) / np.float32(radii[1])
+    a = canvas.from_midline(side) - np.float32(place[0])
+    v = canvas.v - np.float32(place[1])
+    a = a / np.float32(radii[0])
+    v = v / np.float32(radii[1])
     return np.exp(-np.square(a) - np.square(v))
 
 # %% ../../nbs/02_phantom/06_drawing.ipynb #opacity
 def _opacity(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "Hazy patch: smooth, through which ribs and vessels still show."
-    g, k = _grade(finding, rng), _contrast(finding, rng)
+    g = _grade(finding, rng)
+    k = _contrast(finding, rng)
+    radii = (0.16 + 0.10 * g, 0.14 + 0.10 * g)
     total = np.zeros_like(canvas.density)
     for side in _sides(finding):
         place = _spot(finding.zone, rng)
-        bell = _bell(canvas, side, place, (0.16 + 0.10 * g, 0.14 + 0.10 * g))
+        bell = _bell(canvas, side, place, radii)
         total = total + bell * canvas.lung[side]
     texture = 1 + 0.15 * clouds(canvas.size, 0, rng)
-    canvas.density += total * texture * np.float32((0.15 + 0.05 * g) * k)
+    strength = np.float32((0.15 + 0.05 * g) * k)
+    canvas.density += total * texture * strength
     return total > 0.35
 
 # %% ../../nbs/02_phantom/06_drawing.ipynb #consolidation
@@ -149,35 +156,44 @@ def _lobe_limits(zone: str, g: float) -> tuple[float, float]:
 
 def _consolidation(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "Dense lobe with a sharp fissure and dark air bronchograms."
-    g, k = _grade(finding, rng), _contrast(finding, rng)
+    g = _grade(finding, rng)
+    k = _contrast(finding, rng)
     total = np.zeros_like(canvas.density)
     top, low = _lobe_limits(finding.zone, g)
+    inner = 0.34 - 0.22 * g
     for side in _sides(finding):
-        a, tilt = canvas.from_midline(side), rng.uniform(-0.35, 0.35)
-        level = canvas.v - tilt * (a - 0.4) + rng.uniform(-0.03, 0.03)
-        inside = (
-            soft(level - top, 0.025),
-            soft(low - level, 0.025),
-            soft(a - (0.34 - 0.22 * g), 0.06),
-        )
-        total = total + canvas.lung[side] * inside[0] * inside[1] * inside[2]
+        a = canvas.from_midline(side)
+        tilt = rng.uniform(-0.35, 0.35)
+        slope = tilt * (a - 0.4)
+        level = canvas.v - slope + rng.uniform(-0.03, 0.03)
+        below_top = soft(level - top, 0.025)
+        above_low = soft(low - level, 0.025)
+        beside_hilum = soft(a - inner, 0.06)
+        total = total + canvas.lung[side] * below_top * above_low * beside_hilum
     bronchi = np.clip(canvas.vessels * 1.4, 0, 0.8)
-    filled = np.float32(0.27 * k) - np.float32(0.20 * k) * bronchi
-    canvas.density += total * (filled - canvas.vessels * 0.12)
+    dark = np.float32(0.20 * k) * bronchi
+    filled = np.float32(0.27 * k) - dark
+    hidden_vessels = canvas.vessels * 0.12
+    canvas.density += total * (filled - hidden_vessels)
     return total > 0.5
 
 # %% ../../nbs/02_phantom/06_drawing.ipynb #pneumonia
 def _pneumonia(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "Fluffy confluent spots within a region: patchy where consolidation is even."
-    g, k = _grade(finding, rng), _contrast(finding, rng)
+    g = _grade(finding, rng)
+    k = _contrast(finding, rng)
+    radii = (0.20 + 0.10 * g, 0.18 + 0.10 * g)
     total = np.zeros_like(canvas.density)
     for side in _sides(finding):
         place = _spot(finding.zone, rng, 0.06)
-        bell = _bell(canvas, side, place, (0.20 + 0.10 * g, 0.18 + 0.10 * g))
+        bell = _bell(canvas, side, place, radii)
         total = total + bell * canvas.lung[side]
-    middle, fine = clouds(canvas.size, 1, rng), clouds(canvas.size, 2, rng)
-    spots = soft(middle + np.float32(0.8) * fine - np.float32(0.2), 0.9)
-    canvas.density += total * spots * np.float32((0.34 + 0.05 * g) * k)
+    middle = clouds(canvas.size, 1, rng)
+    fine = clouds(canvas.size, 2, rng)
+    grains = middle + np.float32(0.8) * fine
+    spots = soft(grains - np.float32(0.2), 0.9)
+    strength = np.float32((0.34 + 0.05 * g) * k)
+    canvas.density += total * spots * strength
     return total > 0.4
 
 # %% ../../nbs/02_phantom/06_drawing.ipynb #edema
@@ -197,29 +213,39 @@ def _septal_lines(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
 
 def _edema(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "Perihilar haze on both sides, thick vessels, short septal lines at the bases."
-    g, k = _grade(finding, rng), _contrast(finding, rng)
-    place, radii = (0.26 + 0.06 * g, 0.0), (0.20 + 0.10 * g, 0.26 + 0.12 * g)
+    g = _grade(finding, rng)
+    k = _contrast(finding, rng)
+    place = (0.26 + 0.06 * g, 0.0)
+    radii = (0.20 + 0.10 * g, 0.26 + 0.12 * g)
     bells = sum(_bell(canvas, side, place, radii) for side in ("right", "left"))
     haze = bells * canvas.lungs
     septal = _septal_lines(canvas, rng)
     texture = 1 + 0.25 * clouds(canvas.size, 1, rng)
-    canvas.density += haze * texture * np.float32((0.13 + 0.07 * g) * k)
+    strength = np.float32((0.13 + 0.07 * g) * k)
+    canvas.density += haze * texture * strength
     vessels = canvas.vessels * canvas.lungs * 0.13
-    canvas.density += (vessels + septal * 0.11) * np.float32((0.7 + 0.6 * g) * k)
+    lines = vessels + septal * 0.11
+    canvas.density += lines * np.float32((0.7 + 0.6 * g) * k)
     return (haze > 0.4) | (septal > 0.4)
 
 # %% ../../nbs/02_phantom/06_drawing.ipynb #lesion
 def _lesion(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "Round nodule or mass with a sharp edge."
-    side, g = _sides(finding)[0], _grade(finding, rng)
+    side = _sides(finding)[0]
+    g = _grade(finding, rng)
     place = _spot(finding.zone, rng, 0.1)
-    radius = (0.11 + 0.05 * g) if finding.kind == "mass" else (0.058 + 0.04 * g)
-    a = (canvas.from_midline(side) - np.float32(place[0])) / np.float32(radius)
+    radius = 0.058 + 0.04 * g
+    if finding.kind == "mass":
+        radius = 0.11 + 0.05 * g
+    a = canvas.from_midline(side) - np.float32(place[0])
+    a = a / np.float32(radius)
     height = np.float32(radius * rng.uniform(0.85, 1.15))
     v = (canvas.v - np.float32(place[1])) / height
     inside = 1 - np.sqrt(np.square(a) + np.square(v))
-    disc = soft(inside + 0.06 * clouds(canvas.size, 1, rng), 0.16)
-    canvas.density += disc * np.float32(0.34 * _contrast(finding, rng))
+    rough = 0.06 * clouds(canvas.size, 1, rng)
+    disc = soft(inside + rough, 0.16)
+    strength = 0.34 * _contrast(finding, rng)
+    canvas.density += disc * np.float32(strength)
     return disc > 0.5
 
 # %% ../../nbs/02_phantom/06_drawing.ipynb #atelectasis
@@ -228,17 +254,22 @@ def _plate(
 ) -> np.ndarray:
     "The band number `n` at height `v` of one lung, slightly oblique."
     a = canvas.from_midline(side)
-    tilt, half = rng.uniform(-0.35, 0.35), np.float32(0.015 + 0.013 * g)
+    tilt = rng.uniform(-0.35, 0.35)
+    half = np.float32(0.015 + 0.013 * g)
     start = rng.uniform(0.27, 0.38)
-    off = np.abs(canvas.v - v + n * rng.uniform(0.07, 0.11) - tilt * (a - 0.45))
+    end = start + 0.30 + 0.12 * g
+    level = canvas.v - v + n * rng.uniform(0.07, 0.11)
+    off = np.abs(level - tilt * (a - 0.45))
     band = soft(half - off, 0.010)
-    ends = soft(a - start, 0.03), soft(start + 0.30 + 0.12 * g - a, 0.03)
-    return band * ends[0] * ends[1] * canvas.lung[side]
+    behind_start = soft(a - start, 0.03)
+    before_end = soft(end - a, 0.03)
+    return band * behind_start * before_end * canvas.lung[side]
 
 
 def _atelectasis(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "One to three plate-like bands; the diaphragm of that side is raised."
-    g, k = _grade(finding, rng), _contrast(finding, rng)
+    g = _grade(finding, rng)
+    k = _contrast(finding, rng)
     total = np.zeros_like(canvas.u)
     for side in _sides(finding):
         v = _HEIGHT[finding.zone]
@@ -252,38 +283,51 @@ def _atelectasis(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> 
 # %% ../../nbs/02_phantom/06_drawing.ipynb #pneumothorax
 def _pneumothorax(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "The lung falls away from the wall: a fine pleural line, and outside it no vessels."
-    side, g, k = _sides(finding)[0], _grade(finding, rng), _contrast(finding, rng)
-    a, lung = canvas.from_midline(side), canvas.lung[side]
-    widest_at_apex = np.clip((0.45 + 0.5 * g - canvas.v) / 1.0, 0, 1)
+    side = _sides(finding)[0]
+    g = _grade(finding, rng)
+    k = _contrast(finding, rng)
+    a = canvas.from_midline(side)
+    lung = canvas.lung[side]
+    widest_at_apex = np.clip(0.45 + 0.5 * g - canvas.v, 0, 1)
     gap = (0.10 + 0.26 * g) * widest_at_apex
-    apex = canvas.v + np.float32(0.62 - 0.28 * g) - 1.1 * np.square(a - 0.22)
+    dome = 1.1 * np.square(a - 0.22)
+    apex = canvas.v + np.float32(0.62 - 0.28 * g) - dome
     edge = np.minimum(canvas.wall - a - gap, apex)
     rim = lung * soft(-edge, 0.012)
-    line = lung * soft(0.011 - np.abs(edge), 0.008) * (gap > 0.03)
+    near_edge = soft(0.011 - np.abs(edge), 0.008)
+    line = lung * near_edge * (gap > 0.03)
     lost_vessels = canvas.vessels * np.float32(0.13 * canvas.patient.vessels)
-    canvas.density += line * np.float32(0.16 * k) - rim * (lost_vessels + np.float32(0.10 * k))
-    canvas.density += lung * (1 - rim) * np.float32(0.05 * g * k)
+    lost = rim * (lost_vessels + np.float32(0.10 * k))
+    canvas.density += line * np.float32(0.16 * k) - lost
+    denser = np.float32(0.05 * g * k)
+    canvas.density += lung * (1 - rim) * denser
     return (rim > 0.5) | (line > 0.5)
 
 # %% ../../nbs/02_phantom/06_drawing.ipynb #effusion
 def _fluid(canvas: Canvas, side: str, g: float, rng: np.random.Generator) -> np.ndarray:
     "Fluid on one side."
-    a, dome = canvas.from_midline(side), canvas.patient.dome[side == "left"]
-    meniscus = (0.16 + 0.08 * g) * np.square(np.clip((a - 0.15) / 0.6, 0, 1.2))
-    level = dome + 0.10 - (0.05 + 0.55 * g) - meniscus + rng.uniform(-0.03, 0.03)
+    a = canvas.from_midline(side)
+    dome = canvas.patient.dome[side == "left"]
+    outwards = np.clip((a - 0.15) / 0.6, 0, 1.2)
+    meniscus = (0.16 + 0.08 * g) * np.square(outwards)
+    flat = dome + 0.10 - (0.05 + 0.55 * g)
+    level = flat - meniscus + rng.uniform(-0.03, 0.03)
     inside_wall = soft(canvas.wall - a, 0.02) * soft(a - 0.08, 0.04)
-    space = inside_wall * soft(canvas.dome(side) + 0.06 - canvas.v, 0.06)
+    above_dome = canvas.dome(side) + 0.06 - canvas.v
+    space = inside_wall * soft(above_dome, 0.06)
     return space * soft(canvas.v - level, 0.035)
 
 
 def _effusion(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "Fluid from the costophrenic angle upwards, its level rising to the wall."
-    g, k = _grade(finding, rng), _contrast(finding, rng)
+    g = _grade(finding, rng)
+    k = _contrast(finding, rng)
     total = np.zeros_like(canvas.u)
     for side in _sides(finding):
         total = np.maximum(total, _fluid(canvas, side, g, rng))
     missing = np.clip(0.54 - canvas.density, 0, None)
-    canvas.density += total * missing * np.float32(min(1, 0.92 * k))
+    strength = np.float32(min(1, 0.92 * k))
+    canvas.density += total * missing * strength
     return total > 0.5
 
 # %% ../../nbs/02_phantom/06_drawing.ipynb #pleural_other
@@ -292,14 +336,20 @@ _PLEURA_HEIGHT = {"upper": -0.32, "mid": -0.05, "lower": 0.12, "": -0.05}
 
 def _pleural_other(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "Irregular thickening along the lateral wall, partly calcified."
-    side, g, k = _sides(finding)[0], _grade(finding, rng), _contrast(finding, rng)
+    side = _sides(finding)[0]
+    g = _grade(finding, rng)
+    k = _contrast(finding, rng)
     v = _PLEURA_HEIGHT[finding.zone] + rng.uniform(-0.06, 0.06)
-    irregular = (0.07 + 0.05 * g) * (1 + 0.35 * clouds(canvas.size, 1, rng))
-    depth = irregular * np.clip(1.3 - np.square((canvas.v - v) / (0.30 + 0.12 * g)), 0, 1)
+    texture = 1 + 0.35 * clouds(canvas.size, 1, rng)
+    irregular = (0.07 + 0.05 * g) * texture
+    along_wall = (canvas.v - v) / (0.30 + 0.12 * g)
+    depth = irregular * np.clip(1.3 - np.square(along_wall), 0, 1)
     edge = canvas.wall + 0.015 - canvas.from_midline(side)
-    band = soft(depth - edge, 0.012) * soft(edge + 0.02, 0.01) * (depth > 0.012)
+    inside = soft(depth - edge, 0.012) * soft(edge + 0.02, 0.01)
+    band = inside * (depth > 0.012)
     calcified = soft(clouds(canvas.size, 2, rng) - 0.9, 0.5)
-    canvas.density += band * (np.float32(0.26 * k) + calcified * np.float32(0.24 * k))
+    chalk = calcified * np.float32(0.24 * k)
+    canvas.density += band * (np.float32(0.26 * k) + chalk)
     return band > 0.4
 
 # %% ../../nbs/02_phantom/06_drawing.ipynb #device
@@ -309,8 +359,9 @@ def _device(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.nd
 
     drawn = draw_device(canvas, finding, rng)
     is_metal = finding.kind in ("pacemaker", "sternal wires")
+    brightness = np.float32(0.75 if is_metal else 0.50)
     contrast = np.float32(_contrast(finding, rng))
-    canvas.density += drawn * np.float32(0.75 if is_metal else 0.50) * contrast
+    canvas.density += drawn * brightness * contrast
     return maximum_filter(drawn > 0.3, 3)
 
 # %% ../../nbs/02_phantom/06_drawing.ipynb #_sign
