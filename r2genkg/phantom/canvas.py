@@ -160,6 +160,18 @@ def _dome_fall(a: np.ndarray) -> np.ndarray:
     "How far the diaphragm lies below the top of its dome, at distance `a` from the midline."
     return np.float32(1.25) * np.square(np.clip(a - 0.34, -0.25, None))
 
+# %% ../../nbs/02_phantom/03_canvas.ipynb #body-coordinates
+def _body_coordinates(patient: Patient, size: int) -> tuple[np.ndarray, np.ndarray]:
+    "The fields `u` and `v`: pixels shifted, turned and scaled by the patient's pose."
+    axis = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
+    x = axis[None, :] - patient.shift[0]
+    y = axis[:, None] - patient.shift[1]
+    cos = np.float32(np.cos(patient.angle) / patient.zoom)
+    sin = np.float32(np.sin(patient.angle) / patient.zoom)
+    u = (cos * x + sin * y) / np.float32(patient.width)
+    v = cos * y - sin * x
+    return u, v
+
 # %% ../../nbs/02_phantom/03_canvas.ipynb #film
 class Canvas:
     "Density field of one patient with the fields that findings refer to."
@@ -173,24 +185,13 @@ class Canvas:
         rng: np.random.Generator,
     ):
         self.patient, self.size, self.rng = patient, size, rng
-        self.u, self.v = self._body_coordinates()
+        self.u, self.v = _body_coordinates(patient, size)
         self.row = ((self.v + 1.5) * (1023 / 3)).astype(np.int16).clip(0, 1023)
         self.wall = self.profile(_wall_profile(ROWS))
         self.lungs = self._lungs()
         self.lung = {"right": self.lungs * (self.u < 0), "left": self.lungs * (self.u > 0)}
         self.vessels = self._vessel_field()
         self.density = np.zeros((size, size), np.float32)
-
-    def _body_coordinates(self) -> tuple[np.ndarray, np.ndarray]:
-        patient = self.patient
-        axis = (np.arange(self.size, dtype=np.float32) + 0.5) * (2 / self.size) - 1
-        x = axis[None, :] - patient.shift[0]
-        y = axis[:, None] - patient.shift[1]
-        cos = np.float32(np.cos(patient.angle) / patient.zoom)
-        sin = np.float32(np.sin(patient.angle) / patient.zoom)
-        u = (cos * x + sin * y) / np.float32(patient.width)
-        v = cos * y - sin * x
-        return u, v
 
     def profile(self, table: np.ndarray) -> np.ndarray:
         "A function of `v`, given at `ROWS`, at every pixel."
