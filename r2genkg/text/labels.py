@@ -18,7 +18,7 @@ import yaml
 from .negation import Flags, assertions
 from ..data.study import LABELS
 from ..core.files import R2GenKGError
-from .lexicon import Lexicon, Term, find_phrases, load_lexicon, phrase_table, words_of
+from .lexicon import Term, find_phrases, load_lexicon, phrase_table, words_of
 from .sentences import split_sentences, tokenize
 from ..data.study import _NO_TEXT
 from ..data.tabular import plain_text
