@@ -24,7 +24,7 @@ from r2genkg.phantom.wording import write_report
 from r2genkg.text.labels import RulesLabeler, label_reports
 from r2genkg.text.sentences import split_sentences, tokenize
 from r2genkg.data.openi import read_openi_package
-from r2genkg.phantom.phantoms import sample_findings
+from r2genkg.phantom.findings import sample_findings
 from r2genkg.text.rules import RulesAnnotator
 
 #: CheXpert label -> MeSH heading of the Open-i tables.

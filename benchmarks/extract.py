@@ -47,7 +47,7 @@ from r2genkg.extraction.extractor import (
 from r2genkg.phantom.wording import write_report
 from r2genkg.text.sentences import split_sentences, tokenize
 from r2genkg.data.openi import read_openi_package
-from r2genkg.phantom.phantoms import sample_findings
+from r2genkg.phantom.findings import sample_findings
 from r2genkg.data.annotation import SentenceAnnotation
 from r2genkg.extraction.relation_model import (
     MarkerModel,
@@ -56,7 +56,7 @@ from r2genkg.extraction.relation_model import (
     train_relations,
 )
 from r2genkg.text.rules import RulesAnnotator
-from r2genkg.text.rules import relations_by_rules as rule_relations
+from r2genkg.text.relation_rules import relations_by_rules as rule_relations
 
 
 def self_agreement(reports: list) -> dict:

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from r2genkg.phantom.wording import write_report
-from r2genkg.phantom.phantoms import make_phantom, sample_findings, write_phantoms
-from r2genkg.phantom.findings import draw
+from r2genkg.phantom.phantoms import make_phantom, write_phantoms
+from r2genkg.phantom.findings import sample_findings
+from r2genkg.phantom.drawing import draw
 
 
 def milliseconds(work, n: int) -> dict[str, float]:

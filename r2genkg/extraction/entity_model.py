@@ -21,7 +21,7 @@ from ..core.config import Section
 from ..core.runtime import best_device, set_seed
 from .training_sentences import WordPieces, cut_windows, f1
 from ..data.annotation import REXKG_TYPES, SentenceAnnotation
-from ..text.rules import entities_by_rules
+from ..text.entity_rules import entities_by_rules
 from ..core.runtime import has_bfloat16
 from ..core.hf_trainer import one_card, progress_callback, train_once
 

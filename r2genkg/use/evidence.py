@@ -30,7 +30,7 @@ from ..data.study import LABELS
 from ..data.images import to_pixels
 from ..text.labels import label_reports
 from ..text.lexicon import find_phrases, phrase_table
-from ..text.sentences import tokenize
+from ..text.sentences import sentence_tokens, tokenize
 from ..model.model import R2GenKG
 from .plots import HEAT
 
@@ -41,18 +41,10 @@ def sentence_ranges(
 ) -> tuple[list[int], list[tuple[str, int, int]]]:
     "Token ids of a report, and its sentences with their first and last-plus-one token. Raises `R2GenKGError` for an empty text."
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ranges, start = [], 0
-    ends = [
-        i
-        for i, (a, b) in enumerate(found["offset_mapping"])
-        if text[a:b].strip().endswith(".") and not text[b : b + 1].isdigit()
-    ]
-    for end in dict.fromkeys([*ends, len(found["input_ids"]) - 1]):
-        if end < start:
-            continue
-        (first, _), (_, last) = found["offset_mapping"][start], found["offset_mapping"][end]
-        ranges.append((text[first:last].strip(), start, end + 1))
-        start = end + 1
+    offsets, ranges = found["offset_mapping"], []
+    for start, end in sentence_tokens(text, offsets):
+        written = text[offsets[start][0] : offsets[end - 1][1]].strip()
+        ranges.append((written, start, end))
     if not ranges:
         raise R2GenKGError("attribution: the report has no words")
     return found["input_ids"], ranges

@@ -9,7 +9,7 @@ __all__ = ['RUN_FILES', 'STATED', 'GROUPS', 'OUTPUTS', 'RetrievedToken', 'Genera
            'page_of', 'report_files']
 
 # %% ../../nbs/10_use/04_report.ipynb #code-2
-import base64, io, logging, os, re, textwrap
+import base64, io, logging, os, textwrap
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +38,7 @@ from r2genkg.use.evidence import (
     resized,
 )
 from ..data.images import read_image, to_pixels
+from ..text.sentences import sentence_spans
 from ..model.model import R2GenKG
 from ..data.tabular import visible
 from .plots import pick_nodes, plot_attention, selectivity
@@ -71,7 +72,9 @@ class GeneratedReport:
     @property
     def sentences(self) -> list[str]:
         "The report's sentences."
-        return [s.strip() + "." for s in re.split(r"\.(?!\d)", self.text) if s.strip()]
+        spans = sentence_spans(self.text, every_stop=True)
+        bare = [self.text[start:end].rstrip(".").strip() for start, end in spans]
+        return [f"{sentence}." for sentence in bare if sentence]
 
 # %% ../../nbs/10_use/04_report.ipynb #selective_nodes
 def selective_nodes(

@@ -27,7 +27,7 @@ from r2genkg.phantom.wording import write_report
 from r2genkg.text.labels import label_reports
 from r2genkg.text.sentences import split_sentences, tokenize
 from r2genkg.extraction.llm_annotator import Journal
-from r2genkg.phantom.phantoms import sample_findings
+from r2genkg.phantom.findings import sample_findings
 from r2genkg.data.study import Study
 from r2genkg.text.rules import RulesAnnotator
 

@@ -37,7 +37,7 @@ from r2genkg.extraction.extractor import (
 )
 from r2genkg.phantom.wording import write_report
 from r2genkg.text.sentences import split_sentences
-from r2genkg.phantom.phantoms import sample_findings
+from r2genkg.phantom.findings import sample_findings
 from r2genkg.data.annotation import REXKG_TYPES, RELATION_TYPES, SentenceAnnotation
 from r2genkg.extraction.relation_model import MarkerModel, possible_pairs
 

@@ -36,7 +36,7 @@ from r2genkg.kg.linker import TableLinker, derive_table
 from r2genkg.extraction.llm_annotator import load_llm_settings
 from r2genkg.scores.metrics import evaluate_files
 from r2genkg.model.model import R2GenKG
-from r2genkg.phantom.phantoms import load_masks, load_truth, write_phantoms
+from r2genkg.phantom.phantoms import load_masks, write_phantoms
 from r2genkg.data.tabular import csv_table
 from r2genkg.model.qformer import read_tensors
 from r2genkg.use.report import load_run
@@ -226,7 +226,9 @@ def sound(toy) -> dict[str, Reader]:
             (f"masks/{phantoms[0].id}.safetensors",),
             lambda p: load_masks(p, phantoms[0].id),
         ),
-        "truth": Reader(f / "phantoms", ("truth.jsonl",), load_truth),
+        "truth": Reader(
+            f / "phantoms", ("truth.jsonl",), lambda p: list(load_annotations(p / "truth.jsonl"))
+        ),
         "reference": Reader(f / "reference.pth", (), read_tensors),
         "chexbert": Reader(f / "chexbert.pth", (), read_checkpoint),
         "tensors": Reader(f / "any.safetensors", (), lambda p: load_tensors(p, ("x",))),

@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r2genkg.phantom import phantoms as room
+from r2genkg.phantom import phantoms
 from r2genkg.data.study import LABELS
 from r2genkg.core.files import R2GenKGError
-from r2genkg.phantom.wording import DEVICE_KINDS, Finding, parse_markup, write_report
-from r2genkg.phantom.findings import draw
+from r2genkg.phantom.findings import DEVICE_KINDS, Finding
+from r2genkg.phantom.markup import parse_markup
+from r2genkg.phantom.wording import write_report
+from r2genkg.phantom.drawing import draw
 from r2genkg.phantom.phantoms import (
     draw_for_labels,
-    findings_for_labels,
     load_masks,
-    load_truth,
     make_phantom,
-    random_finding,
-    sample_findings,
     write_phantoms,
 )
+from r2genkg.phantom.findings import findings_for_labels, random_finding, sample_findings
 from r2genkg.data.study import load_studies
+from r2genkg.extraction.annotate import load_annotations
 
 
 @pytest.fixture(scope="module", params=["A", "B"])
@@ -39,11 +39,12 @@ def reports(request):
 
 def test_labels_state_exactly_the_findings(reports):
     for findings, report in reports:
-        told = {k: v for k, v in report.labels.items() if v and k != "No Finding"}
-        assert told == {
-            f.label: max(g.value for g in findings if g.label == f.label) for f in findings
-        }, report.text
-        assert ("No Finding" in report.labels) == (not set(told) - {"Support Devices"})
+        stated = {k: v for k, v in report.labels.items() if v and k != "No Finding"}
+        values = {f.label: [] for f in findings}
+        for finding in findings:
+            values[finding.label].append(finding.value)
+        assert stated == {label: max(found) for label, found in values.items()}, report.text
+        assert ("No Finding" in report.labels) == (not set(stated) - {"Support Devices"})
         assert "No Finding" not in report.labels or report.labels["No Finding"] == 1
 
 
@@ -94,20 +95,24 @@ def test_frequencies_are_long_tailed_with_a_floor(reports):
 
 def test_text_is_the_same_in_another_process():
     """No hash seed, no clock, no state of the process in a phantom."""
-    code = "from r2genkg.phantom import make_phantom as m; p = m(5, 77); print(p.report.text); print(int(p.image.astype(int).sum()))"
-    told = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split("\n")
+    code = (
+        "from r2genkg.phantom.phantoms import make_phantom; p = make_phantom(5, 77); "
+        "print(p.report.text); print(int(p.image.astype(int).sum()))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    text, brightness = run.stdout.split("\n")[:2]
     p = make_phantom(5, 77)
-    assert told[0] == p.report.text and int(told[1]) == int(p.image.astype(int).sum())
+    assert text == p.report.text and int(brightness) == int(p.image.astype(int).sum())
 
 
 def test_a_larger_set_on_all_cores_holds_the_same_phantoms(tmp_path):
     few = write_phantoms(tmp_path / "few", 2, 1, 1, seed=4, size=64)
     many = write_phantoms(tmp_path / "many", 60, 2, 2, seed=4, size=64)
     by_id = {s.id: s for s in many}
-    truth = load_truth(tmp_path / "many")
-    assert list(load_truth(tmp_path / "few").values()) == [truth[s.id] for s in few]
+    truth = dict(load_annotations(tmp_path / "many" / "truth.jsonl"))
+    assert list(dict(load_annotations(tmp_path / "few" / "truth.jsonl")).values()) == [
+        truth[s.id] for s in few
+    ]
     for s in few:
         assert (
             by_id[s.id].findings == s.findings
@@ -142,7 +147,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(room, "make_phantom", fail)
+    monkeypatch.setattr(phantoms, "make_phantom", fail)
     with pytest.raises(RuntimeError):
         write_phantoms(tmp_path / "set", 3, 0, 0)
     assert not list(tmp_path.iterdir())
@@ -156,7 +161,7 @@ def test_a_folder_in_use_is_not_touched(tmp_path):
     with pytest.raises(R2GenKGError, match="no masks"):
         load_masks(tmp_path, "A0-0")
     with pytest.raises(R2GenKGError, match="truth.jsonl"):
-        load_truth(tmp_path)
+        load_annotations(tmp_path / "truth.jsonl")
 
 
 @pytest.mark.parametrize("label", LABELS[:13])

@@ -11,7 +11,7 @@ from r2genkg.core.files import R2GenKGError
 from r2genkg.phantom.wording import write_report
 from r2genkg.text.labels import RulesLabeler, label_reports
 from r2genkg.text.label_files import read_labels, write_labels
-from r2genkg.phantom.phantoms import sample_findings
+from r2genkg.phantom.findings import sample_findings
 
 MESH = {
     "Cardiomegaly": "Cardiomegaly",
@@ -49,20 +49,18 @@ def test_unseen_phantoms(style):
 
 
 def test_sentences_are_remembered(monkeypatch):
-    """A sentence is read once, however many reports hold it; the rate itself is measured by benchmarks/annotate.py."""
-    texts, labeler, read = (
-        ["The heart is mildly enlarged. No pneumothorax."] * 50,
-        RulesLabeler(),
-        [],
-    )
+    """A sentence is read once, however many reports hold it. The rate itself is measured by benchmarks/annotate.py."""
+    texts, read = ["The heart is mildly enlarged. No pneumothorax."] * 50, []
     find = RulesLabeler._find
-    monkeypatch.setattr(
-        RulesLabeler, "_find", lambda self, sentence: read.append(sentence) or find(self, sentence)
-    )
-    assert (
-        all(row == {"Cardiomegaly": 1, "Pneumothorax": 0} for row in labeler.label_all(texts))
-        and len(read) == 2
-    )
+
+    def counted(self, sentence):
+        read.append(sentence)
+        return find(self, sentence)
+
+    monkeypatch.setattr(RulesLabeler, "_find", counted)
+    rows = RulesLabeler().label_all(texts)
+    assert all(row == {"Cardiomegaly": 1, "Pneumothorax": 0} for row in rows)
+    assert len(read) == 2
 
 
 def test_no_finding_is_what_is_left():
@@ -157,7 +155,7 @@ def test_published_layouts(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["csv", "json", "jsonl"])
 def test_label_command(tmp_path, suffix):
-    """Both layouts by the ending of --out, each read back by `--compare` and, the lines, by the reader of CheXpert Plus."""
+    """Both layouts by the ending of --out; `--compare` reads each back, the reader of CheXpert Plus the lines."""
     from typer.testing import CliRunner
     from r2genkg.use.commands import app
     from r2genkg.data.chexpert_plus import read_chexbert_labels
