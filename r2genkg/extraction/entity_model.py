@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HINTS', 'ExtractConfig', 'lexicon_hints', 'hinted_spans', 'SpanModel', 'SpanEnsemble', 'word_inputs',
-           'entity_example', 'pad_rows', 'collate_spans', 'decode_spans', 'in_batches', 'find_spans', 'two_rates',
-           'class_f1', 'fit', 'train_entities']
+           'entity_example', 'collate_spans', 'decode_spans', 'in_batches', 'find_spans', 'class_f1', 'fit',
+           'train_entities']
 
 # %% ../../nbs/04_extraction/06_entity_model.ipynb #code-2
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from .training_sentences import WordPieces, cut_windows, f1
 from ..data.annotation import REXKG_TYPES, SentenceAnnotation
 from ..text.rules import entities_by_rules
 from ..core.runtime import has_bfloat16
-from ..core.hf_trainer import one_card, progress_callback, train_once
+from ..core.hf_trainer import one_card, pad_rows, progress_callback, train_once, two_rates
 
 # %% ../../nbs/04_extraction/06_entity_model.ipynb #extractconfig
 class ExtractConfig(Section):
@@ -185,13 +185,6 @@ def entity_example(
             labels[e.start, e.end - e.start] = 1 + REXKG_TYPES.index(e.rexkg_type)
     return word_inputs(sentence.tokens, pieces, lexicon) | {"labels": labels}
 
-
-def pad_rows(rows: Sequence[Sequence], value: int) -> Tensor:
-    "Rows of different lengths as one tensor (B, longest, ...)."
-    return nn.utils.rnn.pad_sequence(
-        [torch.as_tensor(r, dtype=torch.long) for r in rows], batch_first=True, padding_value=value
-    )
-
 # %% ../../nbs/04_extraction/06_entity_model.ipynb #collate-spans
 def collate_spans(examples: Sequence[dict], pad: int = 0) -> dict[str, Tensor]:
     "A batch for `SpanModel`."
@@ -268,24 +261,6 @@ def find_spans(
 
     return in_batches([word_inputs(t, pieces, lexicon) for t in token_lists], run, batch_size)
 
-# %% ../../nbs/04_extraction/06_entity_model.ipynb #two_rates
-def two_rates(model: nn.Module, config: ExtractConfig) -> torch.optim.Optimizer:
-    "AdamW with one rate for `model.encoder` and one for the rest; no decay of biases and norms."
-    groups: dict[tuple[bool, bool], list] = {}
-    for name, p in model.named_parameters():
-        groups.setdefault((name.startswith("encoder."), p.ndim > 1), []).append(p)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": params,
-                "lr": config.lr_encoder if inner else config.lr_head,
-                "weight_decay": 0.01 if decays else 0.0,
-            }
-            for (inner, decays), params in groups.items()
-        ],
-        fused=next(model.parameters()).device.type != "mps",
-    )
-
 # %% ../../nbs/04_extraction/06_entity_model.ipynb #class-f1
 def class_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
     "Micro F1 of the classes above 0; -100 is left out."
@@ -337,13 +312,15 @@ def fit(
         disable_tqdm=True,
         log_level="error",
     )
+    groups = two_rates(model, "encoder", config.lr_encoder, config.lr_head, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(groups, fused=device != "mps")
     trainer = Trainer(
         model=model,
         args=one_card(args),
         train_dataset=train,
         eval_dataset=dev or None,
         data_collator=collate,
-        optimizers=(two_rates(model, config), None),
+        optimizers=(optimizer, None),
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
         compute_metrics=lambda p: {"f1": class_f1(p.predictions, p.label_ids)},
     )

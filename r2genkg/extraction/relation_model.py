@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core.files import R2GenKGError
-from .entity_model import ExtractConfig, fit, in_batches, pad_rows
+from .entity_model import ExtractConfig, fit, in_batches
+from ..core.hf_trainer import pad_rows
 from .training_sentences import WordPieces, cut_windows
 from r2genkg.data.annotation import (
     Entity,

@@ -32,6 +32,7 @@ from ..data.splits import report_key
 from ..data.cleaning import clean_report
 from ..core.weights import weights_key
 from ..vision.vision_tokens import VisionTokens
+from ..core.hf_trainer import pad_rows
 
 # %% ../../nbs/09_training/01_dataset.ipynb #trainingdata
 @dataclass(frozen=True)
@@ -157,12 +158,9 @@ class Collator:
     pad_id: int
 
     def __call__(self, items: list[dict]) -> dict[str, Tensor]:
-        longest = max(1, *(len(x["input_ids"]) for x in items))
-        ids = torch.full((len(items), longest), self.pad_id)
-        mask = torch.zeros((len(items), longest), dtype=torch.long)
-        for row, x in enumerate(items):
-            n = len(x["input_ids"])
-            ids[row, :n], mask[row, :n] = torch.tensor(x["input_ids"]), 1
+        rows = [x["input_ids"] for x in items]
+        ids = pad_rows(rows, self.pad_id)
+        mask = pad_rows([[1] * len(row) for row in rows], 0)
         batch = {
             "input_ids": ids,
             "attention_mask": mask,
