@@ -26,7 +26,7 @@ from r2genkg.core.files import (
     read_json,
     write_json,
 )
-from ..extraction.training_sentences import encoder_source, open_encoder
+from ..extraction.encoders import encoder_source, open_encoder
 from .graph import M3KG
 from ..data.annotation import RELATION_TYPES
 from ..core.weights import load_tensors

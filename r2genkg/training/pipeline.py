@@ -16,12 +16,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 from .. import __version__
-from r2genkg.extraction.annotate import (
-    check_annotator,
-    iter_annotations,
-    load_annotations,
-    save_annotations,
-)
+from ..extraction.annotate import check_annotator, iter_annotations
+from ..extraction.annotation_files import load_annotations, save_annotations
 from .dataset import TrainingData, study_labels
 from ..vision.classifier import SwinClassifier, check_image_size, train_classifier
 from ..core.config import Config, StudiesConfig, load_config

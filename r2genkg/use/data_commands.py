@@ -131,7 +131,7 @@ def annotate(
 ) -> None:
     "Reports -> entities and relations per sentence, one report a line. An interrupted llm run goes on without paying twice."
     from r2genkg.extraction.annotate import annotate_file
-    from r2genkg.extraction.llm_annotator import ask_file
+    from r2genkg.extraction.llm_annotator import annotate_file_with_llm
 
     check_output(out, studies)
     given = {
@@ -156,14 +156,14 @@ def annotate(
         concurrency=concurrency,
         price=(price_input, price_output),
     )
-    show(ask_file(studies, out, settings, section, sample, dry_run, partial), as_json)
+    show(annotate_file_with_llm(studies, out, settings, section, sample, dry_run, partial), as_json)
 
 # %% ../../nbs/10_use/10_data_commands.ipynb #llm_options
 def llm_options(
     spec: str, price: tuple[float | None, float | None] = (None, None), **changes: Any
 ) -> Any:  # LLMSettings
     "Settings of a model name or file with the command's options on top."
-    from r2genkg.extraction.llm_annotator import load_llm_settings
+    from r2genkg.extraction.llm_settings import load_llm_settings
 
     settings = load_llm_settings(spec)
     changes = {k: v for k, v in changes.items() if v is not None}
@@ -294,8 +294,9 @@ def extract_train(
 ) -> None:
     "Train on annotations and print the scores on the part held back. An interrupted training goes on."
     from pydantic import ValidationError
-    from r2genkg.extraction.entity_model import ExtractConfig
-    from r2genkg.extraction.extractor import read_annotations, train_extract
+    from r2genkg.extraction.model_training import ExtractConfig
+    from r2genkg.extraction.training_sentences import read_training_reports
+    from r2genkg.extraction.extractor import train_extract
 
     options = {
         "encoder": encoder,
@@ -317,7 +318,7 @@ def extract_train(
         raise R2GenKGError(
             f"--{str(e.errors()[0]['loc'][0]).replace('_', '-')}: {e.errors()[0]['msg']}"
         ) from None
-    model = train_extract(read_annotations(annotations), out, config, relations)
+    model = train_extract(read_training_reports(annotations), out, config, relations)
     show(
         (model.scores or {}) | {"relations from": model.relation_source, "folder": str(out)},
         as_json,
@@ -341,7 +342,7 @@ def extract_run(
     as_json: AsJson = False,
 ) -> None:
     "Annotate a corpus with trained models; the same command goes on after an interruption."
-    from r2genkg.extraction.extractor import extract_corpus, extract_corpus_ray
+    from r2genkg.extraction.corpus import extract_corpus, extract_corpus_ray
     from r2genkg.data.readers import read_texts
 
     check_output(out, studies)

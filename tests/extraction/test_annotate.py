@@ -11,22 +11,17 @@ import numpy as np
 import pytest
 
 from r2genkg.text import sentences
-from r2genkg.extraction.annotate import (
-    Replay,
-    annotate,
-    iter_annotations,
-    load_annotations,
-    read_answers,
-    save_annotations,
-)
+from r2genkg.extraction.replay import Replay, read_saved_answers
+from r2genkg.extraction.annotate import annotate, iter_annotations
+from r2genkg.extraction.annotation_files import load_annotations, save_annotations
 from r2genkg.text.negation import assertions
 from r2genkg.training.dataset import study_labels
 from r2genkg.core.files import R2GenKGError
-from r2genkg.extraction.extractor import read_annotations
+from r2genkg.extraction.training_sentences import read_training_reports
 from r2genkg.phantom.wording import write_report
 from r2genkg.text.labels import label_reports
 from r2genkg.text.sentences import split_sentences, tokenize
-from r2genkg.extraction.llm_annotator import Journal
+from r2genkg.extraction.journal import Journal
 from r2genkg.phantom.phantoms import sample_findings
 from r2genkg.data.study import Study
 from r2genkg.text.rules import RulesAnnotator
@@ -232,14 +227,14 @@ def test_a_sentence_that_a_report_says_twice_is_replayed_twice(tmp_path):
         for n in range(2)
     ]
     (tmp_path / "r.json").write_text(json.dumps(rows))
-    assert [len(sentences) for _, _, sentences in read_answers(tmp_path / "r.json", Counter())] == [
-        2
-    ]
+    assert [
+        len(sentences) for _, _, sentences in read_saved_answers(tmp_path / "r.json", Counter())
+    ] == [2]
     (tmp_path / "r.json").write_text(
         json.dumps({"a": {"res": [1]}, "b": {"res": {"Edema.": {"edema": "disorder_present"}}}})
     )  # a list is no answer
     counts = Counter()
-    assert [id for id, *_ in read_answers(tmp_path / "r.json", counts)] == ["b"] and counts[
+    assert [id for id, *_ in read_saved_answers(tmp_path / "r.json", counts)] == ["b"] and counts[
         "reports without a usable answer"
     ] == 1
 
@@ -267,7 +262,7 @@ def test_losses_of_answers_are_told(tmp_path, caplog):
     }
     (tmp_path / "a.json").write_text(json.dumps(rows))
     annotate(["Edema 200."], f"replay:{tmp_path / 'a.json'}")
-    read_annotations(tmp_path / "a.json")
+    read_training_reports(tmp_path / "a.json")
     told = [r.getMessage() for r in caplog.records if "unknown type" in r.getMessage()]
     assert len(told) == 2 and all(
         "100 reports without a usable answer, " in t and "50 terms of unknown type" in t
@@ -286,7 +281,7 @@ def test_replay_keeps_the_signs_of_numbers(tmp_path):
 
 
 WRITER = """import sys
-from r2genkg.llm_annotate import Journal
+from r2genkg.extraction.journal import Journal
 journal = Journal(sys.argv[1])
 for n in range(1_000_000):
     journal.append({"key": sys.argv[2], "n": n, "answer": "x" * 3000})

@@ -14,18 +14,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from r2genkg.extraction.annotate import annotation_line, load_annotations
+from r2genkg.extraction.annotation_files import annotation_line, load_annotations
 from r2genkg.core.files import R2GenKGError
-from r2genkg.extraction.llm_annotator import (
-    Journal,
-    LLMAnnotator,
-    annotate_with_llm,
-    answer_key,
-    answer_paths,
-    estimate_run,
-)
-from r2genkg.extraction.llm_prompts import read_entities
-from r2genkg.extraction.llm_client import LLMSettings
+from r2genkg.extraction.journal import Journal
+from r2genkg.extraction.llm_annotator import LLMAnnotator, annotate_with_llm
+from r2genkg.extraction.llm_questions import answer_key
+from r2genkg.extraction.llm_cost import answer_paths, estimate_run
+from r2genkg.extraction.llm_answers import read_entities
+from r2genkg.extraction.llm_settings import LLMSettings
 
 WORDS = {
     "small": "concept",
