@@ -59,7 +59,7 @@ def check_annotator(annotator: str) -> None:
             f"annotator {annotator!r} is unknown; use rules, replay:FILE, model:DIR or llm:MODEL"
         )
 
-
+# %% ../../nbs/04_extraction/02_annotate.ipynb #get-annotator
 def get_annotator(
     annotator: str
     | Annotator,  # rules | replay:FILE | model:DIR | llm:MODEL, or an object with `.annotate`
@@ -142,8 +142,8 @@ def annotate(
 ) -> list[list[SentenceAnnotation]]:
     """Annotated sentences of each report (paper, Figure 2, step 1).
 
-    Each sentence has `.text`, `.tokens`, `.entities` (`.start`, `.end` inclusive, `.kind`, `.polarity`) and `.relations`
-    (`.head`, `.tail` as numbers of entities, `.type`, `.polarity`).
+    Each sentence has `.text`, `.tokens`, `.entities` (`.start`, `.end` inclusive, `.kind`, `.polarity`) and
+    `.relations` (`.head`, `.tail` as numbers of entities, `.type`, `.polarity`).
     Raises `R2GenKGError` for an unknown annotator and for anything that is not a list of texts.
 
     >>> (sentence,) = annotate(["No left effusion."])[0]

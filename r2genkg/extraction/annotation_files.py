@@ -57,7 +57,7 @@ def _read_sentence(row: Mapping) -> SentenceAnnotation:
     relations = tuple(Relation(*values) for values in row["relations"])
     return SentenceAnnotation(row["text"], tuple(row["tokens"]), entities, relations)
 
-
+# %% ../../nbs/04_extraction/00_annotation_files.ipynb #read-lines-2
 def _read_lines(path: str | Path, partial: bool) -> Iterator[tuple[str, list[SentenceAnnotation]]]:
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):

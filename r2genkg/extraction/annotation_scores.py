@@ -40,7 +40,7 @@ def _facts(sentence: SentenceAnnotation) -> dict[str, set[tuple]]:
         "relation": {(r.type, spans[r.head], spans[r.tail]) for r in sentence.relations},
     }
 
-
+# %% ../../nbs/04_extraction/13_annotation_scores.ipynb #counts
 class _Counts:
     "Facts that are wanted, found and both, by kind of score and type."
 

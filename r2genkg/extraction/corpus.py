@@ -94,7 +94,7 @@ def _order_work(state: _CorpusState) -> None:
 
 # %% ../../nbs/04_extraction/20_corpus.ipynb #read_corpus
 def _read_corpus(state: _CorpusState, reports: Iterable[tuple[str, str]], chunk: int = 500) -> None:
-    "Step 1, committed `chunk` reports at a time. Raises `R2GenKGError` if the corpus changed since the run was cut off."
+    "Step 1, committed `chunk` reports at a time. Raises `R2GenKGError` if the corpus changed after the cut."
     stream, digest, done = iter(reports), hashlib.sha256(), state.count("reports")
     while rows := list(islice(stream, min(chunk, done) if done else chunk)):
         for id, text in rows:

@@ -239,7 +239,7 @@ def _check_length(config: ExtractConfig, encoder: Any) -> None:
             f"max_pieces is {config.max_pieces}, but the encoder {config.encoder} reads {longest} at most"
         )
 
-
+# %% ../../nbs/04_extraction/19_extractor.ipynb #train-new-2
 def _train_new(
     config: ExtractConfig,
     relation_source: str,

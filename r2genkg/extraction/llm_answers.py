@@ -191,7 +191,7 @@ def _is_typed_only(node: Mapping) -> bool:
     "Whether a dictionary names a type but no term, as in `{term: {type: ...}}`."
     return _first(node, _TYPE_KEYS) is not None and _first(node, _TERM_KEYS) is None
 
-
+# %% ../../nbs/04_extraction/05_llm_answers.ipynb #listed-entry
 def _listed_entry(key: str, value: Any) -> Iterator[tuple[str, str]]:
     "Terms of one entry of a dictionary: `term: type`, `type: term`, `type: [terms]` or deeper."
     if isinstance(value, str):
@@ -241,7 +241,7 @@ def _without_denial(written: str, kind: str, sentence: str, counts: Counter) -> 
             kind = known.replace("_present", "_notpresent")
     return term, kind
 
-
+# %% ../../nbs/04_extraction/05_llm_answers.ipynb #placed-2
 def _placed(sentence: str, terms: Sequence[tuple[str, str]], counts: Counter) -> SentenceAnnotation:
     "The entities of one sentence."
     listed = [_without_denial(term, kind, sentence, counts) for term, kind in terms]
@@ -310,7 +310,7 @@ def _entity_index(name: Any, annotation: SentenceAnnotation) -> int:
     number = int(name)
     return number - 1 if 1 <= number <= len(annotation.entities) else -1
 
-
+# %% ../../nbs/04_extraction/05_llm_answers.ipynb #add-relations
 def _add_relations(
     annotation: SentenceAnnotation,
     items: Sequence[tuple[Any, Any, Any]],  # (source, target, type as written)

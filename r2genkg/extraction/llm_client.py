@@ -39,7 +39,7 @@ def _seconds_until(date: str) -> float | None:
     except (ValueError, TypeError):
         return None
 
-
+# %% ../../nbs/04_extraction/07_llm_client.ipynb #retry-after-2
 def _retry_after(headers: Any) -> float | None:
     "Seconds that a response asks to wait (`retry-after-ms`, or `Retry-After` as seconds or date), or None."
     try:
@@ -187,7 +187,7 @@ def _wait_before_retry(settings: LLMSettings, state: Any) -> float:
         )
     return asked
 
-
+# %% ../../nbs/04_extraction/07_llm_client.ipynb #timed-out
 def _timed_out(error: BaseException) -> bool:
     import openai
 

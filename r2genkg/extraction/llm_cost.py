@@ -51,7 +51,7 @@ def _expected_call(settings: LLMSettings, call: str, message: str, answer_tokens
     prompt = estimate_tokens(PROMPTS[call] + schema + message, settings.model) + 8
     return _Call(prompt, answer_tokens)
 
-
+# %% ../../nbs/04_extraction/10_llm_cost.ipynb #expected-calls
 def _expected_calls(sentences: Sequence[str], annotator: DocumentAnnotator) -> list[_Call]:
     "The calls that a document still needs."
     settings, first, calls = annotator.settings, entity_message(sentences), []
@@ -84,13 +84,13 @@ class Estimate:
     answer_tokens: int
     cost: float  # dollars
 
-
+# %% ../../nbs/04_extraction/10_llm_cost.ipynb #estimate-run
 def estimate_run(
     reports: Iterable[tuple[str, str]],  # (id, text)
     out: str | Path,  # annotations.jsonl; answers beside it are used
     settings: LLMSettings,
 ) -> Estimate:
-    "Tokens and dollars that `annotate_with_llm` would need; nothing is sent. Raises `R2GenKGError` for a missing price."
+    "Tokens and dollars that `annotate_with_llm` would need; nothing is sent. A missing price raises `R2GenKGError`."
     price = price_of(settings)
     by_report = documents_by_report(reports)
     answers, rejects, _ = answer_paths(out)

@@ -18,7 +18,8 @@ from .repair import HEDGED
 # %% ../../nbs/04_extraction/04_llm_prompts.ipynb #asked_types
 #: What the model may call a term: the paper's types, and one for hedged findings.
 ASKED_TYPES = (*REXKG_TYPES, HEDGED)
-ENTITY_PROMPT = """You build a knowledge graph of chest X-ray findings. You get numbered sentences of one report. For every \
+ENTITY_PROMPT = """\
+You build a knowledge graph of chest X-ray findings. You get numbered sentences of one report. For every \
 sentence list its terms, each with one type:
 - anatomy: part of the body, organ, region or outline (lung, pleural, hilum, silhouette)
 - disorder_present: disease or abnormal finding that the sentence says is there
@@ -27,23 +28,27 @@ sentence list its terms, each with one type:
 - procedures: operation, examination or imaging act (sternotomy, radiograph)
 - devices_present: tube, line, wire, implant or other object that is there
 - devices_notpresent: such an object that was removed or is not there
-- concept: word that describes another term: side, degree, change, pattern, position, normality (left, mild, stable, normal)
+- concept: word that describes another term: side, degree, change, pattern, position, normality (left, mild, \
+stable, normal)
 - size: measured length with its unit (3 mm)
-Rules. Copy words exactly as written. Use one word per term wherever the word has a meaning of its own: "pleural effusion" \
-is two terms. Leave out negations, verbs, articles and prepositions. List a term as often as it stands in the sentence, in \
-reading order. Every sentence number must appear; give an empty list if a sentence has no term.
+Rules. Copy words exactly as written. Use one word per term wherever the word has a meaning of its own: \
+"pleural effusion" is two terms. Leave out negations, verbs, articles and prepositions. List a term as often \
+as it stands in the sentence, in reading order. Every sentence number must appear; give an empty list if a \
+sentence has no term.
 Example: "1. No large left pneumothorax." has large: concept, left: concept, pneumothorax: disorder_notpresent.
 Answer with JSON only: {"sentences": [{"number": 1, "entities": [{"text": "large", "type": "concept"}]}]}"""
-RELATION_PROMPT = """You build a knowledge graph of chest X-ray findings. You get numbered sentences of one report, under each \
-its numbered terms with their types. For every sentence list the relations that it states between its terms:
+RELATION_PROMPT = """\
+You build a knowledge graph of chest X-ray findings. You get numbered sentences of one report, under each its \
+numbered terms with their types. For every sentence list the relations that it states between its terms:
 - modify: source describes target (a concept or size and the term that it describes)
 - located_at: source lies in or at target (a disorder, device or anatomy and the anatomy where it is)
 - suggestive_of: source is a finding that suggests the disease target
-Rules. Give terms by their numbers. Only relations that the sentence states; none between sentences. Every sentence number \
-must appear; give an empty list if a sentence has no relation.
-Example: "1. Small left pleural effusion." with 1 Small (concept), 2 left (concept), 3 pleural (anatomy), 4 effusion \
-(disorder_present) has 1 modify 4, 2 modify 4, 4 located_at 3.
-Answer with JSON only: {"sentences": [{"number": 1, "relations": [{"source": 4, "target": 3, "type": "located_at"}]}]}"""
+Rules. Give terms by their numbers. Only relations that the sentence states; none between sentences. Every \
+sentence number must appear; give an empty list if a sentence has no relation.
+Example: "1. Small left pleural effusion." with 1 Small (concept), 2 left (concept), 3 pleural (anatomy), 4 \
+effusion (disorder_present) has 1 modify 4, 2 modify 4, 4 located_at 3.
+Answer with JSON only: {"sentences": [{"number": 1, "relations": [{"source": 4, "target": 3, "type": \
+"located_at"}]}]}"""
 
 # %% ../../nbs/04_extraction/04_llm_prompts.ipynb #entity_message
 def entity_message(sentences: Sequence[str]) -> str:

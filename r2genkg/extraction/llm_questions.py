@@ -56,6 +56,21 @@ def answer_key(settings: LLMSettings, call: str, message: str) -> str:
     "Sixteen hex digits for one question to one model; `call` is `entities` or `relations`."
     return fingerprint(settings.model, settings.temperature, call, PROMPTS[call], message)
 
+# %% ../../nbs/04_extraction/09_llm_questions.ipynb #total-cost
+def _total_cost(rows: Iterable[dict[str, Any]], settings: LLMSettings) -> float:
+    "Dollars of the answers in the rows of a journal, as far as prices are known."
+    total = 0.0
+    for row in rows:
+        price = settings.prices.get(row["model"])
+        if price:
+            total += dollars(price, row["prompt_tokens"], row["answer_tokens"])
+    return total
+
+
+def _ask_again(reason: str) -> str:
+    "What is added to a question after an answer that could not be used."
+    return f"\n\nYour last answer could not be used: {reason}. Answer again, with JSON only."
+
 # %% ../../nbs/04_extraction/09_llm_questions.ipynb #asker
 class DocumentAnnotator:
     "Annotates documents by two calls each: saved answers from the journals, new ones from a client."
@@ -79,7 +94,7 @@ class DocumentAnnotator:
     async def annotate(
         self, sentences: Sequence[str], client: LLMClient
     ) -> list[SentenceAnnotation]:
-        "Entities, then relations where a sentence has two entities. Raises `UnusableAnswer`, `CallFailed`, `BudgetSpent`."
+        "Entities, then relations if a sentence has two. Raises `UnusableAnswer`, `CallFailed`, `BudgetSpent`."
         first = await self._answer(
             "entities",
             entity_message(sentences),
@@ -149,13 +164,4 @@ class DocumentAnnotator:
     @property
     def spent(self) -> float:
         "Dollars of all answers in the journals, as far as prices are known."
-        prices, total = self.settings.prices, 0.0
-        for row in self._answers.rows + self._rejects.rows:
-            if row["model"] in prices:
-                price = prices[row["model"]]
-                total += dollars(price, row["prompt_tokens"], row["answer_tokens"])
-        return total
-
-
-def _ask_again(reason: str) -> str:
-    return f"\n\nYour last answer could not be used: {reason}. Answer again, with JSON only."
+        return _total_cost(self._answers.rows + self._rejects.rows, self.settings)

@@ -156,7 +156,7 @@ def dollars(price: Price, prompt_tokens: float, answer_tokens: float) -> float:
 class BudgetSpent(Exception):
     "The next call could exceed `max_cost`."
 
-
+# %% ../../nbs/04_extraction/06_llm_settings.ipynb #budget
 class Budget:
     "Dollars left under `limit`, for calls that run at the same time."
 

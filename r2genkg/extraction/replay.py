@@ -74,7 +74,7 @@ def read_saved_answers(
     path: str | Path,  # our JSON Lines, ReXKG's answers or ReXKG's extraction records
     counts: Counter,  # repairs and losses are added here
 ) -> Iterator[tuple[str, str, list[SentenceAnnotation]]]:
-    "Stream (report id, report text, sentences) of a file in any of the three formats. Raises `R2GenKGError` for others."
+    "Stream (report id, report text, sentences) of a file in any of the three formats; others raise `R2GenKGError`."
     if not str(path):
         raise R2GenKGError("replay needs a file: replay:FILE")
     if Path(path).suffix == ".jsonl":
@@ -101,7 +101,7 @@ def letters_key(text: str) -> str:
 
 # %% ../../nbs/04_extraction/03_replay.ipynb #Replay
 class Replay:
-    "An annotator that gives saved answers (`replay:FILE`). Raises `R2GenKGError` for a file without annotated sentences."
+    "An annotator that gives saved answers (`replay:FILE`). A file without any raises `R2GenKGError`."
 
     def __init__(self, path: str | Path):
         self.counts: Counter = Counter()

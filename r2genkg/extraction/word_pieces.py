@@ -25,7 +25,7 @@ def _first_known(*ids: int | None) -> int:
         "the encoder's tokenizer lacks a first, last or unknown piece; use a BERT-like encoder"
     )
 
-
+# %% ../../nbs/04_extraction/15_word_pieces.ipynb #wordpieces-2
 class WordPieces:
     "A tokenizer that keeps track of words."
 

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from r2genkg.text import sentences
+from r2genkg.text import sentences as sentence_module
 from r2genkg.extraction.replay import Replay, read_saved_answers
 from r2genkg.extraction.annotate import annotate, iter_annotations
 from r2genkg.extraction.annotation_files import load_annotations, save_annotations
@@ -39,7 +39,7 @@ def f1(hits, found, wanted):
 
 
 def test_token_f1_on_real_answers(shared_data):
-    """Typed token F1 against GPT-4o at least 0.85 (target of the annotation room)."""
+    """Typed token F1 against GPT-4o at least 0.85 (the target of the annotation notebook)."""
     replay, engine, counts = (
         Replay(shared_data("rexkg", "gpt4o_entities_500.json")),
         RulesAnnotator(),
@@ -111,7 +111,11 @@ def test_unseen_phantoms(style):
 
 def test_speed():
     """More than 1,000 distinct sentences per second of processor time."""
-    words = "small left pleural effusion moderate right basilar opacity suggestive of pneumonia no pneumothorax the heart is normal".split()
+    text = (
+        "small left pleural effusion moderate right basilar opacity suggestive of pneumonia "
+        "no pneumothorax the heart is normal"
+    )
+    words = text.split()
     rng = np.random.default_rng(0)
     sentences = [" ".join(rng.choice(words, 12)) + f" {n}." for n in range(1500)]
     engine = RulesAnnotator()
@@ -142,11 +146,11 @@ def test_memory_does_not_grow_with_the_stream():
 def test_words_are_not_remembered_for_ever(monkeypatch):
     """The tokenizer is made anew when it has seen too many different words."""
     tokenize("a word")
-    limit = len(sentences._tokenizer().vocab.strings) + 300
-    monkeypatch.setattr(sentences, "MAX_STRINGS", limit)
+    limit = len(sentence_module._tokenizer().vocab.strings) + 300
+    monkeypatch.setattr(sentence_module, "MAX_STRINGS", limit)
     for i in range(800):
         assert tokenize(f"word{i} effusion.") == (f"word{i}", "effusion", ".")
-    assert len(sentences._tokenizer().vocab.strings) <= limit + 10
+    assert len(sentence_module._tokenizer().vocab.strings) <= limit + 10
 
 
 def test_repeats_are_annotated_alike():
@@ -239,7 +243,7 @@ def test_a_sentence_that_a_report_says_twice_is_replayed_twice(tmp_path):
     ] == 1
 
 
-def test_what_is_no_list_of_texts_is_told():
+def test_what_is_no_list_of_texts_is_refused():
     for call in (annotate, label_reports):
         with pytest.raises(R2GenKGError, match="give a list of reports"):
             call("No effusion.")
@@ -252,7 +256,7 @@ def test_what_is_no_list_of_texts_is_told():
     )  # labelled: nothing mentioned
 
 
-def test_losses_of_answers_are_told(tmp_path, caplog):
+def test_losses_of_answers_are_logged(tmp_path, caplog):
     """Unusable answers and unknown types are in the log, from replay and from reading for training."""
     rows = {
         f"r{n}": {}

@@ -1,4 +1,6 @@
-"""Extraction of a corpus by trained models: kills, clusters, memory, faults and the command line. The models are random and tiny."""
+"""Extraction of a corpus by trained models: kills, clusters, memory, faults and the command line.
+
+The models are random and tiny."""
 
 import importlib.util
 import json
@@ -284,7 +286,7 @@ def test_only_possible_pairs_are_scored(folder, monkeypatch):
 
 
 def test_typed_markers_do_not_depend_on_what_is_read_first(folder):
-    """ReXKG's relation script saves its markers before it makes them, so inference numbers them anew by order of appearance."""
+    """ReXKG's relation script saves its markers before it makes them; inference numbers them by order of appearance."""
     model = ExtractModel.load(folder)
     sentences = [s for r in written(20) for s in r.sentences if s.entities]
     forwards = model.annotate_tokens(sentences, keep_entities=True)

@@ -628,7 +628,7 @@ def many_reports(n: int) -> list[tuple[str, str]]:
 
 
 def test_kill_nine_ten_times(server, tmp_path):
-    """Ten kills at random moments; the resumed result is the undisturbed one, and nothing with a line is asked again."""
+    """Ten kills at random moments: the resumed result is the undisturbed one, and no saved answer is asked again."""
     n, rng, out = 80, random.Random(7), tmp_path / "a.jsonl"
     server.behave = lambda h, k, b: (time.sleep(0.005), h.good(b))
     run_in_process(tmp_path / "quiet.jsonl", server.server_port, n)
@@ -706,7 +706,7 @@ def test_annotator_object_remembers(server, tmp_path):
 
 
 def test_one_question_is_asked_once(server, tmp_path):
-    """Reports that differ by a sentence without terms lead to one question about relations, also while it is under way."""
+    """Reports that differ by a sentence without terms share one question about relations, also while it is asked."""
     reports = [(f"r{i}", "Small effusion." + " Nothing else." * i) for i in range(4)]
 
     def slow(handler, n, body):
