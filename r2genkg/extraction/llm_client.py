@@ -48,6 +48,7 @@ def _retry_after(headers: Any) -> float | None:
         value = headers.get("retry-after")
     if value is None:
         return None
+    seconds: float | None
     try:
         seconds = float(value)
     except ValueError:
