@@ -19,7 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 
-from r2genkg.extraction.annotate import Replay, annotate
+from r2genkg.extraction.replay import Replay
+from r2genkg.extraction.annotate import annotate
 from r2genkg.phantom.wording import write_report
 from r2genkg.text.labels import RulesLabeler, label_reports
 from r2genkg.text.sentences import split_sentences, tokenize

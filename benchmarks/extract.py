@@ -27,23 +27,15 @@ import torch.nn.functional as F
 from r2genkg.extraction.annotate import annotate
 from r2genkg.core.files import read_json, write_json
 from r2genkg.core.runtime import set_seed
-from r2genkg.extraction.entity_model import ExtractConfig, collate_spans, decode_spans, word_inputs
-from r2genkg.extraction.training_sentences import (
-    WordPieces,
-    distinct_sentences,
-    open_encoder,
-    score_annotations,
-    sentence_key,
-    split_reports,
-)
-from r2genkg.extraction.extractor import (
-    ExtractModel,
-    _entities,
-    extract_corpus,
-    read_annotations,
-    sentence_row,
-    train_extract,
-)
+from r2genkg.extraction.model_training import ExtractConfig
+from r2genkg.extraction.entity_model import collate_spans, decode_spans, word_inputs
+from r2genkg.extraction.word_pieces import WordPieces
+from r2genkg.extraction.training_sentences import distinct_sentences, sentence_key, split_reports
+from r2genkg.extraction.encoders import open_encoder
+from r2genkg.extraction.annotation_scores import score_annotations
+from r2genkg.extraction.extractor import ExtractModel, entities_from_spans, train_extract
+from r2genkg.extraction.corpus import extract_corpus, sentence_row
+from r2genkg.extraction.training_sentences import read_training_reports
 from r2genkg.phantom.wording import write_report
 from r2genkg.text.sentences import split_sentences, tokenize
 from r2genkg.data.openi import read_openi_package
@@ -80,7 +72,7 @@ def entities(args: argparse.Namespace, config: ExtractConfig) -> dict | str:
     path = Path(args.shared) / "rexkg" / "gpt4o_entities_500.json"
     if not path.exists():
         return "not run: file not here"
-    reports, start = read_annotations(path), time.perf_counter()
+    reports, start = read_training_reports(path), time.perf_counter()
     done = (args.work / "model" / "extract.json").exists()
     model = (
         ExtractModel.load(args.work / "model")
@@ -160,7 +152,9 @@ def one_by_one(model: ExtractModel, text: str) -> list[SentenceAnnotation]:
         batch[k] = F.pad(batch[k], (0, 256 - batch[k].shape[1]))
     logits = model.entities.eval()(**batch)["logits"].numpy()
     found = [
-        replace(s, entities=_entities(s.tokens, decode_spans(x[: len(s.tokens)], model.keep)))
+        replace(
+            s, entities=entities_from_spans(s.tokens, decode_spans(x[: len(s.tokens)], model.keep))
+        )
         for s, x in zip(sentences, logits, strict=True)
     ]
     return [replace(s, relations=tuple(rule_relations(s.tokens, s.entities))) for s in found]

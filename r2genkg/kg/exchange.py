@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import pandas as pd
-from ..extraction.annotate import iter_annotations, load_annotations
+from ..extraction.annotate import iter_annotations
+from ..extraction.annotation_files import load_annotations
 from ..core.files import R2GenKGError, atomic_path, read_json, write_json
 from ..core.runtime import progress
 from r2genkg.kg.graph import (

@@ -21,6 +21,7 @@ from ..core.files import R2GenKGError
 from .decode import generate_ids
 from .fusion import KnowledgePrefix, label_losses
 from .llm import base_model, prompt_sides, quiet
+from ..core.hf_trainer import pad_rows
 
 # %% ../../nbs/07_model/07_model.ipynb #visionbackbone
 class VisionBackbone(nn.Module):
@@ -92,9 +93,8 @@ def encode_targets(
 ) -> dict[str, Tensor]:  # input_ids, attention_mask, labels: (B, T); padding is -100 in labels
     "Token ids of reports for training."
     rows = target_ids(texts, tokenizer, max_length)
-    width = max(map(len, rows))
-    mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows])
-    ids = torch.tensor([r + [tokenizer.pad_token_id] * (width - len(r)) for r in rows])
+    mask = pad_rows([[1] * len(row) for row in rows], 0)
+    ids = pad_rows(rows, tokenizer.pad_token_id)
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
 # %% ../../nbs/07_model/07_model.ipynb #r2genkg

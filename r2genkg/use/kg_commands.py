@@ -32,8 +32,8 @@ def _check_llm(annotator: str, studies: Path | None) -> None:
     name, _, spec = annotator.partition(":")
     if name != "llm" or not studies:
         return
-    from r2genkg.extraction.llm_annotator import load_llm_settings
-    from r2genkg.extraction.llm_client import is_local
+    from r2genkg.extraction.llm_settings import load_llm_settings
+    from r2genkg.extraction.llm_settings import is_local
 
     settings = load_llm_settings(spec)
     if is_local(settings.url) or settings.allow_external:
@@ -230,7 +230,7 @@ def kg_view(
     as_json: AsJson = False,
 ) -> None:
     "A page of a node's neighbourhood to look at in a browser."
-    from r2genkg.extraction.annotate import load_annotations
+    from r2genkg.extraction.annotation_files import load_annotations
     from r2genkg.kg.graph import M3KG
     from r2genkg.kg.exchange import write_graph_page
 
@@ -285,7 +285,8 @@ def kg_trace(
     as_json: AsJson = False,
 ) -> None:
     "The sentences that state an edge, with the reports that they stand in."
-    from r2genkg.extraction.annotate import iter_annotations, load_annotations
+    from r2genkg.extraction.annotate import iter_annotations
+    from r2genkg.extraction.annotation_files import load_annotations
     from r2genkg.kg.graph import M3KG, edge_sentences, edges_of
     from r2genkg.data.readers import read_texts
 

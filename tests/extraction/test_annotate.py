@@ -6,30 +6,25 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
+from r2genkg.extraction.annotate import annotate, iter_annotations
+from r2genkg.text.negation import assertions
+from r2genkg.training.dataset import study_labels
+from r2genkg.core.files import R2GenKGError
+from r2genkg.phantom.wording import write_report
+from r2genkg.text.labels import label_reports
+from r2genkg.text.sentences import split_sentences, tokenize
+from r2genkg.phantom.findings import sample_findings
+from r2genkg.data.study import Study
+from r2genkg.text.rules import RulesAnnotator
+from r2genkg.text import sentences as sentence_module
+from r2genkg.extraction.replay import Replay, read_saved_answers
+from r2genkg.extraction.annotation_files import load_annotations, save_annotations
+from r2genkg.extraction.training_sentences import read_training_reports
+from r2genkg.extraction.journal import Journal
 
 import numpy as np
 import pytest
 
-from r2genkg.text import sentences
-from r2genkg.extraction.annotate import (
-    Replay,
-    annotate,
-    iter_annotations,
-    load_annotations,
-    read_answers,
-    save_annotations,
-)
-from r2genkg.text.negation import assertions
-from r2genkg.training.dataset import study_labels
-from r2genkg.core.files import R2GenKGError
-from r2genkg.extraction.extractor import read_annotations
-from r2genkg.phantom.wording import write_report
-from r2genkg.text.labels import label_reports
-from r2genkg.text.sentences import split_sentences, tokenize
-from r2genkg.extraction.llm_annotator import Journal
-from r2genkg.phantom.findings import sample_findings
-from r2genkg.data.study import Study
-from r2genkg.text.rules import RulesAnnotator
 
 
 def token_types(sentence):
@@ -44,7 +39,7 @@ def f1(hits, found, wanted):
 
 
 def test_token_f1_on_real_answers(shared_data):
-    """Typed token F1 against GPT-4o at least 0.85 (target of the annotation room)."""
+    """Typed token F1 against GPT-4o at least 0.85 (the target of the annotation notebook)."""
     replay, engine, counts = (
         Replay(shared_data("rexkg", "gpt4o_entities_500.json")),
         RulesAnnotator(),
@@ -116,7 +111,11 @@ def test_unseen_phantoms(style):
 
 def test_speed():
     """More than 1,000 distinct sentences per second of processor time."""
-    words = "small left pleural effusion moderate right basilar opacity suggestive of pneumonia no pneumothorax the heart is normal".split()
+    text = (
+        "small left pleural effusion moderate right basilar opacity suggestive of pneumonia "
+        "no pneumothorax the heart is normal"
+    )
+    words = text.split()
     rng = np.random.default_rng(0)
     sentences = [" ".join(rng.choice(words, 12)) + f" {n}." for n in range(1500)]
     engine = RulesAnnotator()
@@ -147,11 +146,11 @@ def test_memory_does_not_grow_with_the_stream():
 def test_words_are_not_remembered_for_ever(monkeypatch):
     """The tokenizer is made anew when it has seen too many different words."""
     tokenize("a word")
-    limit = len(sentences._tokenizer().vocab.strings) + 300
-    monkeypatch.setattr(sentences, "MAX_STRINGS", limit)
+    limit = len(sentence_module._tokenizer().vocab.strings) + 300
+    monkeypatch.setattr(sentence_module, "MAX_STRINGS", limit)
     for i in range(800):
         assert tokenize(f"word{i} effusion.") == (f"word{i}", "effusion", ".")
-    assert len(sentences._tokenizer().vocab.strings) <= limit + 10
+    assert len(sentence_module._tokenizer().vocab.strings) <= limit + 10
 
 
 def test_repeats_are_annotated_alike():
@@ -232,19 +231,19 @@ def test_a_sentence_that_a_report_says_twice_is_replayed_twice(tmp_path):
         for n in range(2)
     ]
     (tmp_path / "r.json").write_text(json.dumps(rows))
-    assert [len(sentences) for _, _, sentences in read_answers(tmp_path / "r.json", Counter())] == [
-        2
-    ]
+    assert [
+        len(sentences) for _, _, sentences in read_saved_answers(tmp_path / "r.json", Counter())
+    ] == [2]
     (tmp_path / "r.json").write_text(
         json.dumps({"a": {"res": [1]}, "b": {"res": {"Edema.": {"edema": "disorder_present"}}}})
     )  # a list is no answer
     counts = Counter()
-    assert [id for id, *_ in read_answers(tmp_path / "r.json", counts)] == ["b"] and counts[
+    assert [id for id, *_ in read_saved_answers(tmp_path / "r.json", counts)] == ["b"] and counts[
         "reports without a usable answer"
     ] == 1
 
 
-def test_what_is_no_list_of_texts_is_told():
+def test_what_is_no_list_of_texts_is_refused():
     for call in (annotate, label_reports):
         with pytest.raises(R2GenKGError, match="give a list of reports"):
             call("No effusion.")
@@ -257,7 +256,7 @@ def test_what_is_no_list_of_texts_is_told():
     )  # labelled: nothing mentioned
 
 
-def test_losses_of_answers_are_told(tmp_path, caplog):
+def test_losses_of_answers_are_logged(tmp_path, caplog):
     """Unusable answers and unknown types are in the log, from replay and from reading for training."""
     rows = {
         f"r{n}": {}
@@ -267,7 +266,7 @@ def test_losses_of_answers_are_told(tmp_path, caplog):
     }
     (tmp_path / "a.json").write_text(json.dumps(rows))
     annotate(["Edema 200."], f"replay:{tmp_path / 'a.json'}")
-    read_annotations(tmp_path / "a.json")
+    read_training_reports(tmp_path / "a.json")
     told = [r.getMessage() for r in caplog.records if "unknown type" in r.getMessage()]
     assert len(told) == 2 and all(
         "100 reports without a usable answer, " in t and "50 terms of unknown type" in t
@@ -286,7 +285,7 @@ def test_replay_keeps_the_signs_of_numbers(tmp_path):
 
 
 WRITER = """import sys
-from r2genkg.llm_annotate import Journal
+from r2genkg.extraction.journal import Journal
 journal = Journal(sys.argv[1])
 for n in range(1_000_000):
     journal.append({"key": sys.argv[2], "n": n, "answer": "x" * 3000})

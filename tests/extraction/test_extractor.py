@@ -1,4 +1,6 @@
-"""Extraction of a corpus by trained models: kills, clusters, memory, faults and the command line. The models are random and tiny."""
+"""Extraction of a corpus by trained models: kills, clusters, memory, faults and the command line.
+
+The models are random and tiny."""
 
 import importlib.util
 import json
@@ -17,24 +19,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from r2genkg.extraction.annotate import annotate, load_annotations, save_annotations
+from r2genkg.extraction.annotate import annotate
+from r2genkg.extraction.annotation_files import load_annotations, save_annotations
 from r2genkg.use.commands import main
 from r2genkg.core.files import R2GenKGError
 from r2genkg.core.runtime import set_seed
-from r2genkg.extraction.entity_model import ExtractConfig, SpanEnsemble, SpanModel
-from r2genkg.extraction.training_sentences import (
-    WordPieces,
-    open_encoder,
-    sentence_key,
-    split_reports,
-)
-from r2genkg.extraction.extractor import (
-    ExtractModel,
-    extract_corpus,
-    extract_corpus_ray,
-    read_annotations,
-    train_extract,
-)
+from r2genkg.extraction.model_training import ExtractConfig
+from r2genkg.extraction.entity_model import SpanEnsemble, SpanModel
+from r2genkg.extraction.word_pieces import WordPieces
+from r2genkg.extraction.encoders import open_encoder
+from r2genkg.extraction.training_sentences import sentence_key, split_reports
+from r2genkg.extraction.extractor import ExtractModel, train_extract
+from r2genkg.extraction.corpus import extract_corpus, extract_corpus_ray
+from r2genkg.extraction.training_sentences import read_training_reports
 from r2genkg.phantom.wording import write_report
 from r2genkg.text.sentences import split_sentences
 from r2genkg.phantom.findings import sample_findings
@@ -289,7 +286,7 @@ def test_only_possible_pairs_are_scored(folder, monkeypatch):
 
 
 def test_typed_markers_do_not_depend_on_what_is_read_first(folder):
-    """ReXKG's relation script saves its markers before it makes them, so inference numbers them anew by order of appearance."""
+    """ReXKG's relation script saves its markers before it makes them; inference numbers them by order of appearance."""
     model = ExtractModel.load(folder)
     sentences = [s for r in written(20) for s in r.sentences if s.entities]
     forwards = model.annotate_tokens(sentences, keep_entities=True)
@@ -323,7 +320,7 @@ def test_batches_do_not_change_what_is_found(folder, corpus):
 
 
 def test_no_sentence_is_shared_between_parts(shared_data):
-    parts = split_reports(read_annotations(shared_data("rexkg", "gpt4o_entities_500.json")))
+    parts = split_reports(read_training_reports(shared_data("rexkg", "gpt4o_entities_500.json")))
     keys = {name: {sentence_key(s.text) for s in sentences} for name, sentences in parts.items()}
     assert (
         not keys["train"] & keys["dev"]
@@ -374,7 +371,7 @@ def test_annotations_that_teach_nothing(tmp_path, encoder):
         tmp_path / "bare.jsonl", [("r", [SentenceAnnotation("Clear.", ("Clear", "."))])]
     )
     with pytest.raises(R2GenKGError, match="bare.jsonl: no annotated entity in it"):
-        read_annotations(tmp_path / "bare.jsonl")
+        read_training_reports(tmp_path / "bare.jsonl")
     few = list(zip("ab", annotate(["Large heart.", "No effusion."])))
     with pytest.raises(R2GenKGError, match="different reports are too few"):
         train_extract(few, tmp_path / "m", ExtractConfig(encoder=str(encoder)))

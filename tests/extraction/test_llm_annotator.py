@@ -14,18 +14,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from r2genkg.extraction.annotate import annotation_line, load_annotations
+from r2genkg.extraction.annotation_files import annotation_line, load_annotations
 from r2genkg.core.files import R2GenKGError
-from r2genkg.extraction.llm_annotator import (
-    Journal,
-    LLMAnnotator,
-    annotate_with_llm,
-    answer_key,
-    answer_paths,
-    estimate_run,
-)
-from r2genkg.extraction.llm_prompts import read_entities
-from r2genkg.extraction.llm_client import LLMSettings
+from r2genkg.extraction.journal import Journal
+from r2genkg.extraction.llm_annotator import LLMAnnotator, annotate_with_llm
+from r2genkg.extraction.llm_questions import answer_key
+from r2genkg.extraction.llm_cost import answer_paths, estimate_run
+from r2genkg.extraction.llm_answers import read_entities
+from r2genkg.extraction.llm_settings import LLMSettings
 
 WORDS = {
     "small": "concept",
@@ -632,7 +628,7 @@ def many_reports(n: int) -> list[tuple[str, str]]:
 
 
 def test_kill_nine_ten_times(server, tmp_path):
-    """Ten kills at random moments; the resumed result is the undisturbed one, and nothing with a line is asked again."""
+    """Ten kills at random moments: the resumed result is the undisturbed one, and no saved answer is asked again."""
     n, rng, out = 80, random.Random(7), tmp_path / "a.jsonl"
     server.behave = lambda h, k, b: (time.sleep(0.005), h.good(b))
     run_in_process(tmp_path / "quiet.jsonl", server.server_port, n)
@@ -710,7 +706,7 @@ def test_annotator_object_remembers(server, tmp_path):
 
 
 def test_one_question_is_asked_once(server, tmp_path):
-    """Reports that differ by a sentence without terms lead to one question about relations, also while it is under way."""
+    """Reports that differ by a sentence without terms share one question about relations, also while it is asked."""
     reports = [(f"r{i}", "Small effusion." + " Nothing else." * i) for i in range(4)]
 
     def slow(handler, n, body):

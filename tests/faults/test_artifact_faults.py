@@ -18,7 +18,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from r2genkg.extraction.annotate import Replay, annotate, load_annotations, save_annotations
+from r2genkg.extraction.replay import Replay
+from r2genkg.extraction.annotate import annotate
+from r2genkg.extraction.annotation_files import load_annotations, save_annotations
 from r2genkg.text.chexbert import read_checkpoint
 from r2genkg.vision.classifier import SwinClassifier
 from r2genkg.core.files import R2GenKGError, write_json
@@ -33,7 +35,7 @@ from r2genkg.text.labels import label_reports
 from r2genkg.text.label_files import read_labels, write_labels
 from r2genkg.text.lexicon import load_lexicon
 from r2genkg.kg.linker import TableLinker, derive_table
-from r2genkg.extraction.llm_annotator import load_llm_settings
+from r2genkg.extraction.llm_settings import load_llm_settings
 from r2genkg.scores.metrics import evaluate_files
 from r2genkg.model.model import R2GenKG
 from r2genkg.phantom.phantoms import load_masks, write_phantoms

@@ -15,34 +15,26 @@ import zipfile
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from PIL import Image
+from r2genkg.text.chexbert import read_checkpoint
+from r2genkg.data.study import LABELS, Study
+from r2genkg.core.files import R2GenKGError
+from r2genkg.data.archives import MAX_MEMBER, unpack
+from r2genkg.extraction.repair import known_relation
+from r2genkg.model.qformer import read_tensors
+from r2genkg.data.annotation import SentenceAnnotation
+from r2genkg.use.report import Explained, GeneratedReport, RetrievedToken, page, page_of, write_reports
+from r2genkg.use.evidence import SentenceEvidence
+from r2genkg.core.weights import load_tensors
+from r2genkg.vision.token_audit import Retrieval, audit_form
+from r2genkg.vision.vision_tokens import TOKEN_COLUMNS, VisionTokens
+from r2genkg.extraction.llm_answers import UnusableAnswer, read_entities, read_relations
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
-from r2genkg.text.chexbert import read_checkpoint
-from r2genkg.data.study import LABELS
-from r2genkg.core.files import R2GenKGError
-from r2genkg.data.archives import MAX_MEMBER, unpack
-from r2genkg.extraction.llm_prompts import UnusableAnswer, read_entities, read_relations
-from r2genkg.extraction.repair import known_relation
-from r2genkg.model.qformer import read_tensors
-from r2genkg.data.annotation import SentenceAnnotation
-from r2genkg.data.study import Study
-from r2genkg.use.report import (
-    Explained,
-    GeneratedReport,
-    RetrievedToken,
-    page,
-    page_of,
-    write_reports,
-)
-from r2genkg.use.evidence import SentenceEvidence
-from r2genkg.core.weights import load_tensors
-from r2genkg.vision.token_audit import Retrieval, audit_form
-from r2genkg.vision.vision_tokens import TOKEN_COLUMNS, VisionTokens
 
 # --- pickles that run programs ------------------------------------------------------------------------------------------
 

@@ -782,7 +782,7 @@ def test_graph_of_the_shared_reports_in_a_minute(shared_data, tmp_path):
 
 def test_graph_from_annotations(real, tmp_path, capsys):
     """`kg build --annotations` gives the graph of `--studies`; other uses of the options are refused."""
-    from r2genkg.extraction.annotate import save_annotations
+    from r2genkg.extraction.annotation_files import save_annotations
     from r2genkg.use.commands import main
 
     save_annotations(tmp_path / "a.jsonl", real[0])
