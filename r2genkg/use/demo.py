@@ -33,7 +33,7 @@ from ..phantom.phantoms import load_masks
 from ..training.pipeline import StageResult, image_cache
 from .report import explain, load_run, page, png_uri
 from ..data.study import Study, load_studies
-from ..vision.token_audit import audit_maps, audit_table
+from ..vision.map_audit import audit_maps, audit_table
 from ..vision.vision_tokens import VisionTokens
 from .plots import plot_graph, plot_patches, plot_scores, save_figure
 

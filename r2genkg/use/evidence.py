@@ -217,7 +217,7 @@ def label_maps(
     labels: Sequence[str],
 ) -> dict[str, np.ndarray]:  # label -> (H, W) in 0..1
     "Grad-CAM of some labels on one image."
-    from r2genkg.vision.vision_tokens import pair_cams
+    from r2genkg.vision.class_maps import pair_cams
 
     if not labels:
         return {}

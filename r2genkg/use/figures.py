@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from .evidence import sentence_attribution
-from ..training.dataset import study_labels, views_to_pixels
-from ..vision.classifier import SwinClassifier, label_matrix
+from ..training.dataset import views_to_pixels
+from ..vision.classifier import SwinClassifier
+from ..data.study import label_matrix
 from ..data.study import LABELS
 from ..core.config import Config, TokensConfig, load_config
 from ..core.files import R2GenKGError, atomic_path, read_json
@@ -25,11 +26,9 @@ from .report import explain, node_names, load_run, run_folder
 from .run_plots import calibration, per_study, plot_calibration, plot_distributions
 from ..data.study import Study, load_studies
 from ..training.tables import run_stats
-from r2genkg.vision.token_audit import (
-    audit_bank,
-    audit_form,
-    audit_maps,
-    audit_table,
+from ..vision.map_audit import audit_bank, audit_maps, audit_table
+from ..vision.audit_form import audit_form
+from r2genkg.vision.retrieval_audit import (
     contact_sheet,
     draw_pairs,
     label_weights,
@@ -47,7 +46,9 @@ from r2genkg.use.plots import (
     save_figure,
     selectivity,
 )
-from ..vision.vision_tokens import VisionTokens, pair_cams, select_patches
+from ..vision.vision_tokens import VisionTokens
+from ..vision.class_maps import pair_cams
+from ..vision.patches import select_patches
 
 # %% ../../nbs/10_use/05_figures.ipynb #stage_paths
 def stage_paths(run: str | Path) -> dict[str, Path]:
@@ -97,7 +98,7 @@ def study_cams(
         ids,
         config.method,
     )
-    pair, cell, _, _ = select_patches(maps, config.patch, config.threshold, config.max_patches)
+    pair, cell, _, _ = select_patches(maps, config.patch, config.threshold)
     side = image.shape[1] // config.patch
     x, y = cell % side * config.patch, cell // side * config.patch
     corners = torch.stack([x, y, x + config.patch, y + config.patch], 1)
@@ -277,9 +278,7 @@ def label_probabilities(
             ]
         )
         parts.append(classifier(to_pixels(images)).sigmoid().numpy())
-    return np.concatenate(parts), label_matrix(
-        studies, study_labels(studies, config.studies.section)
-    )
+    return np.concatenate(parts), label_matrix(studies)
 
 # %% ../../nbs/10_use/05_figures.ipynb #run-figures
 def run_figures(
@@ -386,18 +385,17 @@ def audit_run(
     ]
     if not studies:
         raise R2GenKGError(f"{run}: no study with an image in the {split} split")
-    labels, of, size = (
-        study_labels(studies, config.studies.section),
+    of, size = (
         bank.table.label.tolist(),
         config.studies.image_size,
     )
     share, rows = retrieval_weights(
         model, studies, of, draw_pairs(len(studies), len(model.prefix.query_names), count, seed)
     )
-    tables = {"purity": purity_table(share, of, label_matrix(studies, labels) == 1, seed=seed)}
+    tables = {"purity": purity_table(share, of, label_matrix(studies) == 1, seed=seed)}
     if (paths["studies"] / "masks").is_dir():
         tables |= _mask_audit(paths, studies, bank, methods or (config.tokens.method,))
-    drawn = retrievals_of(studies, rows, labels)
+    drawn = retrievals_of(studies, rows)
     with atomic_path(folder) as tmp:
         tmp.mkdir()
         for name, table in tables.items():

@@ -20,11 +20,10 @@ from r2genkg.extraction.annotate import (
     save_annotations,
 )
 from r2genkg.text.negation import assertions
-from r2genkg.training.dataset import study_labels
 from r2genkg.core.files import R2GenKGError
 from r2genkg.extraction.extractor import read_annotations
 from r2genkg.phantom.wording import write_report
-from r2genkg.text.labels import label_reports
+from r2genkg.text.labels import label_reports, with_labels
 from r2genkg.text.sentences import split_sentences, tokenize
 from r2genkg.extraction.llm_annotator import Journal
 from r2genkg.phantom.phantoms import sample_findings
@@ -252,9 +251,8 @@ def test_what_is_no_list_of_texts_is_told():
             with pytest.raises(R2GenKGError, match="expected text, got"):
                 call(["No effusion.", odd])
         assert len(call(["No effusion \ud800."])) == 1
-    assert (
-        study_labels([Study("a", (), "Large effusion.", labels={})]).isna().all(axis=None)
-    )  # labelled: nothing mentioned
+    labelled = Study("a", (), "Large effusion.", labels={})  # nothing mentioned
+    assert with_labels([labelled]) == [labelled]
 
 
 def test_losses_of_answers_are_told(tmp_path, caplog):
