@@ -32,7 +32,7 @@ def _data_uri(pixels: np.ndarray, scale: int = 1) -> str:
     image.resize(size, Image.Resampling.NEAREST).save(out, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
-
+# %% ../../nbs/06_vision/08_audit_form.ipynb #form-item
 def _form_item(number: int, r: Retrieval, bank: VisionTokens, size: int) -> dict:
     "What the page shows of one retrieval."
     patches = []

@@ -36,7 +36,7 @@ def check_method(method: str) -> None:
         names = ", ".join(CAM_METHODS)
         raise R2GenKGError(f"tokens.method={method!r}: unknown CAM; use one of {names}")
 
-
+# %% ../../nbs/06_vision/03_class_maps.ipynb #cam-class
 def cam_class(method: str) -> type:
     "The class of pytorch-grad-cam called `method`; raises `R2GenKGError` listing the names."
     check_method(method)
@@ -52,7 +52,7 @@ def token_grid(tokens: Tensor) -> Tensor:
     side = int(tokens.shape[1] ** 0.5)
     return tokens.transpose(1, 2).unflatten(2, (side, side))
 
-
+# %% ../../nbs/06_vision/03_class_maps.ipynb #cam-head
 class _CamHead(nn.Module):
     "The part of a classifier behind its encoder: map (R, C, g, g) before the final norm -> logits (R, 14)."
 
@@ -70,7 +70,7 @@ def _scaled(maps: Tensor) -> Tensor:
     maps = maps - maps.amin((1, 2), keepdim=True)
     return maps / (1e-7 + maps.amax((1, 2), keepdim=True))
 
-
+# %% ../../nbs/06_vision/03_class_maps.ipynb #spread
 def _spread(
     maps: Tensor,  # (R, h, w)
     size: Sequence[int],  # (S, S)

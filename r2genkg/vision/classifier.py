@@ -71,7 +71,7 @@ def _not_loaded(config: ClassifierConfig, error: Exception) -> R2GenKGError:
         "give a folder with a Swin, or classifier.backbone=scratch"
     )
 
-
+# %% ../../nbs/06_vision/00_classifier.ipynb #swin-config-1
 def _swin_config(config: ClassifierConfig, image_size: int) -> Any:  # SwinConfig
     "Sizes of the Swin that `config` names. Raises `R2GenKGError` if they do not fit or the network is no Swin."
     from transformers import AutoConfig, SwinConfig
@@ -125,7 +125,7 @@ def _new_swin(swin_config: Any, stem: bool) -> nn.Module:
         swin.embeddings.patch_embeddings.projection = convolutions
     return swin
 
-
+# %% ../../nbs/06_vision/00_classifier.ipynb #build-swin-1
 def build_swin(
     config: ClassifierConfig,
     image_size: int = 224,  # pixels a side

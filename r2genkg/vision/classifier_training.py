@@ -51,7 +51,7 @@ def _positive_weights(
     ratio = negative / np.maximum(positive, 1)
     return torch.tensor(ratio.clip(1, MAX_CLASS_WEIGHT), dtype=torch.float32)
 
-
+# %% ../../nbs/06_vision/02_classifier_training.ipynb #masked-bce
 def _masked_bce(
     logits: Tensor,  # (B, 14)
     targets: Tensor,  # (B, 14), NaN is left out
@@ -119,7 +119,7 @@ class _LabelTask(nn.Module):
         logits = self.classifier(pixels)
         return {"loss": _masked_bce(logits, labels, self.weights), "logits": logits}
 
-
+# %% ../../nbs/06_vision/02_classifier_training.ipynb #collate-views
 def _collate_views(examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:
     "Examples of `_ViewDataset` -> normalised pixels and targets."
     images, targets = zip(*examples)
@@ -238,7 +238,7 @@ def _rows_by_split(studies: Sequence[Study]) -> dict[str, list[int]]:
         )
     return members
 
-
+# %% ../../nbs/06_vision/02_classifier_training.ipynb #training-key
 def _training_key(
     studies: Sequence[Study],
     matrix: np.ndarray,
@@ -266,7 +266,7 @@ def _datasets(
         parts[split] = _ViewDataset(some, targets[rows], cache, shifts.get(split, 0))
     return parts
 
-
+# %% ../../nbs/06_vision/02_classifier_training.ipynb #final-metrics
 def _final_metrics(
     classifier: SwinClassifier,
     studies: Sequence[Study],

@@ -32,7 +32,7 @@ def _mask_distance(mask: np.ndarray) -> np.ndarray:
         raise R2GenKGError("a mask without a pixel cannot be audited")
     return distance_transform_edt(~mask.astype(bool))
 
-
+# %% ../../nbs/06_vision/06_map_audit.ipynb #overlap
 def _overlap(cam: np.ndarray, mask: np.ndarray, threshold: float) -> float:
     "Intersection over union of the mask and the map over a threshold."
     hot = cam >= threshold
@@ -134,7 +134,7 @@ def _label_means(rows: pd.DataFrame) -> pd.DataFrame:
     table.insert(0, "pairs", groups.size())
     return table
 
-
+# %% ../../nbs/06_vision/06_map_audit.ipynb #audit-table
 def audit_table(
     rows: pd.DataFrame,  # of `audit_maps`
 ) -> pd.DataFrame:  # index: method, label
@@ -155,7 +155,7 @@ def _token_place(token: Any, mask: np.ndarray) -> dict[str, float]:
     area = mask[token.y0 : token.y1, token.x0 : token.x1].mean()
     return {"centre": float(centre), "area": area, "chance": mask.mean()}
 
-
+# %% ../../nbs/06_vision/06_map_audit.ipynb #audit-bank
 def audit_bank(
     bank: VisionTokens,
     masks: Callable[[str], Mapping[str, np.ndarray]],  # study id -> mask (S, S) of each label

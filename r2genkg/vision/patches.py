@@ -34,7 +34,8 @@ def select_patches(
     if maps.shape[-1] % patch:
         raise R2GenKGError(f"tokens.patch={patch} does not divide the image size {maps.shape[-1]}")
     means = F.avg_pool2d(maps[:, None], patch)[:, 0].flatten(1)
-    cells = means.argsort(dim=1, descending=True, stable=True)[:, :MAX_PATCHES]
+    best_first = means.argsort(dim=1, descending=True, stable=True)
+    cells = best_first[:, :MAX_PATCHES]
     scores = means.gather(1, cells)
     pair, rank = (scores > threshold).nonzero(as_tuple=True)
     return pair, cells[pair, rank], rank, scores[pair, rank]

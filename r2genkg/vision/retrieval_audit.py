@@ -97,7 +97,7 @@ class Retrieval:
     weights: tuple[float, ...]
     positive: tuple[str, ...]  # labels of the study
 
-
+# %% ../../nbs/06_vision/07_retrieval_audit.ipynb #draw-pairs
 def draw_pairs(studies: int, queries: int, count: int = 50, seed: int = 0) -> list[tuple[int, int]]:
     "Draw `count` (study, query) pairs, counted from 0, without repetition, in random order."
     order = np.random.default_rng(seed).permutation(studies * queries)
@@ -133,7 +133,7 @@ def token_pixels(
     image = load_image(token["image"], size)
     return image[token["y0"] : token["y1"], token["x0"] : token["x1"]]
 
-
+# %% ../../nbs/06_vision/07_retrieval_audit.ipynb #sheet-row
 def _sheet_row(axes: Sequence[Any], r: Retrieval, bank: VisionTokens, size: int) -> None:
     "The study's image and the retrieved patches."
     for ax in axes:
