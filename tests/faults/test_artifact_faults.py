@@ -24,7 +24,7 @@ from r2genkg.vision.classifier import SwinClassifier
 from r2genkg.core.files import R2GenKGError, is_current, stamp, write_json
 from r2genkg.core.config import load_config
 from r2genkg.training.grid import load_grid
-from r2genkg.use.figures import stage_paths
+from r2genkg.training.run import Run
 from r2genkg.kg.scales import load_scales, save_scales
 from r2genkg.kg.graph import M3KG
 from r2genkg.kg.exchange import export_graph, import_m3kg
@@ -243,7 +243,7 @@ def sound(toy) -> dict[str, Reader]:
         ),
         "run": Reader(toy / "run", run, load_run),
         "predictions": Reader(toy / "run", ("predictions.jsonl",), run_stats),
-        "stages": Reader(toy / "run", ("stages.json",), stage_paths_or_missing),
+        "stages": Reader(toy / "run", ("stages.json",), stages_or_missing),
         "stamp": Reader(
             f / "stage", ("made_from.json",), lambda p: is_current(p, "0123456789abcdef")
         ),
@@ -258,10 +258,11 @@ def link(path: Path):
     return TableLinker(path).link(["effusion"], ["disorder"])
 
 
-def stage_paths_or_missing(path: Path):
+def stages_or_missing(path: Path):
     """The stages of a copied run are not beside it: that is said in one line as well."""
     try:
-        return stage_paths(path)
+        run = Run(path)
+        return {name: run.stage(name) for name in run.stages}
     except R2GenKGError as e:
         if "is not at" in str(e):
             return None
