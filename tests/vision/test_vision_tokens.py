@@ -1,4 +1,4 @@
-"""Vision tokens across rooms: batches against the one-by-one procedure, the graph, phantoms, resuming the classifier."""
+"""Vision tokens across modules: batches against one by one, the graph, phantoms, resuming the classifier."""
 
 import importlib.util
 import json
@@ -61,7 +61,7 @@ def draw_study(folder: Path, i: int, size: int = 56, split: str = "train") -> St
 
 @pytest.fixture(scope="module")
 def small_world(tmp_path_factory):
-    """Thirty small films, a random classifier, an image cache."""
+    """Thirty small images, a random classifier, an image cache."""
     folder = tmp_path_factory.mktemp("films")
     set_seed(1)
     net = SwinClassifier(build_swin(SMALL, 56), 56).eval()
@@ -95,7 +95,7 @@ def test_demo_size_selects_the_same_patches(benchmark_module, tmp_path, method):
 
 @pytest.mark.parametrize("features", ["pooled", "patch"])
 def test_one_forward_pass_per_batch(small_world, monkeypatch, features):
-    """The encoder runs once per batch of images (and of patches, where they are encoded), backward once for all labels."""
+    """The encoder runs once per batch of images (or encoded patches), backward once for all labels."""
     studies, net, cache = small_world
     config, passes = (
         TokensConfig(patch=8, threshold=0.5, features=features, batch_size=10, max_per_label=10**6),
@@ -264,7 +264,8 @@ from r2genkg.data.study import load_studies
 from r2genkg.vision.classifier_training import train_classifier
 folder = sys.argv[1]
 config = ClassifierConfig.model_validate_json(sys.argv[2])
-train_classifier(load_studies(folder + "/studies.parquet"), config, folder + "/out", work=folder + "/work", image_size=56)
+studies = load_studies(folder + "/studies.parquet")
+train_classifier(studies, config, folder + "/out", work=folder + "/work", image_size=56)
 """
 
 
