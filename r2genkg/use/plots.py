@@ -44,7 +44,7 @@ DASHES = {"modify": ":", "located_at": "-", "suggestive_of": "--"}
 HEAT = "inferno"
 
 # %% ../../nbs/10_use/00_plots.ipynb #new_figure
-_STYLE = {
+_STYLE: Any = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
