@@ -22,14 +22,17 @@ import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
 
-from r2genkg.vision.classifier import SwinClassifier, build_swin, label_matrix
+from r2genkg.vision.classifier import SwinClassifier, build_swin
+from r2genkg.data.study import label_matrix
 from r2genkg.data.study import LABELS
 from r2genkg.core.config import TokensConfig, load_config
 from r2genkg.core.runtime import set_seed
 from r2genkg.core.files import write_json
 from r2genkg.data.images import ImageCache, to_pixels
 from r2genkg.data.study import load_studies
-from r2genkg.vision.vision_tokens import cam_class, extract_tokens, token_grid
+from r2genkg.vision.class_maps import cam_class, token_grid
+from r2genkg.vision.patches import MAX_PATCHES
+from r2genkg.vision.vision_tokens import extract_tokens
 
 
 def one_by_one(
@@ -46,7 +49,7 @@ def one_by_one(
                 heat = cam(pixels, [ClassifierOutputTarget(int(k))])[0]
                 side = len(heat) // patch
                 means = heat.reshape(side, patch, side, patch).mean((1, 3)).ravel()
-                for cell in np.argsort(-means, kind="stable")[: config.max_patches]:
+                for cell in np.argsort(-means, kind="stable")[:MAX_PATCHES]:
                     if means[cell] <= config.threshold:
                         break
                     y, x = int(cell) // side * patch, int(cell) % side * patch

@@ -23,6 +23,7 @@ from r2genkg.core.config import ClassifierConfig, load_config
 from r2genkg.kg.scales import ScaleGraph
 from r2genkg.kg.graph import build_graph
 from r2genkg.data.study import Study
+from r2genkg.text.labels import with_labels
 from r2genkg.vision.vision_tokens import TOKEN_COLUMNS, VisionTokens
 
 TEXTS = (
@@ -118,9 +119,8 @@ def toy_data(folder: Path, train: int = 24, val: int = 4) -> TrainingData:
         [("s1", 0, studies[1].images[0], "Pleural Effusion", 0, 0, 16, 16, 0.9)] * 8,
         columns=list(TOKEN_COLUMNS),
     )
-    return TrainingData(
-        studies, [scale] * 5, VisionTokens(torch.randn(8, 24), table), folder / "classifier", graph
-    )
+    bank = VisionTokens(torch.randn(8, 24), table)
+    return TrainingData(with_labels(studies), [scale] * 5, bank, folder / "classifier", graph)
 
 
 class Killer(TrainerCallback):

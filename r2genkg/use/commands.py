@@ -388,7 +388,7 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     "Does a study retrieve vision tokens of its own diseases, and do they lie on the disease? Numbers, and a form for a reader."
-    from r2genkg.use.figures import audit_run
+    from r2genkg.use.run_audit import audit_run
 
     show(audit_run(run, out, [m for m in methods.split(",") if m], count, split, seed), as_json)
 

@@ -8,10 +8,9 @@ import tracemalloc
 from collections import Counter
 from r2genkg.extraction.annotate import annotate, iter_annotations
 from r2genkg.text.negation import assertions
-from r2genkg.training.dataset import study_labels
 from r2genkg.core.files import R2GenKGError
 from r2genkg.phantom.wording import write_report
-from r2genkg.text.labels import label_reports
+from r2genkg.text.labels import label_reports, with_labels
 from r2genkg.text.sentences import split_sentences, tokenize
 from r2genkg.phantom.findings import sample_findings
 from r2genkg.data.study import Study
@@ -251,9 +250,8 @@ def test_what_is_no_list_of_texts_is_refused():
             with pytest.raises(R2GenKGError, match="expected text, got"):
                 call(["No effusion.", odd])
         assert len(call(["No effusion \ud800."])) == 1
-    assert (
-        study_labels([Study("a", (), "Large effusion.", labels={})]).isna().all(axis=None)
-    )  # labelled: nothing mentioned
+    labelled = Study("a", (), "Large effusion.", labels={})  # nothing mentioned
+    assert with_labels([labelled]) == [labelled]
 
 
 def test_losses_of_answers_are_logged(tmp_path, caplog):

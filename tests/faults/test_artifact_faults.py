@@ -27,7 +27,7 @@ from r2genkg.core.files import R2GenKGError, write_json
 from r2genkg.core.stamps import is_current, stamp
 from r2genkg.core.config import load_config
 from r2genkg.training.grid import load_grid
-from r2genkg.use.figures import stage_paths
+from r2genkg.training.run import Run
 from r2genkg.kg.scales import load_scales, save_scales
 from r2genkg.kg.graph import M3KG
 from r2genkg.kg.exchange import export_graph, import_m3kg
@@ -144,7 +144,9 @@ def sound(toy) -> dict[str, Reader]:
     (f / "llm.yaml").write_text(
         "model: m\nbase_url: http://localhost:8000/v1\nprices: {m: {input: 1, output: 2}}\n"
     )
-    (f / "lexicon.yaml").write_bytes((resources("r2genkg") / "resources" / "lexicon.yaml").read_bytes())
+    (f / "lexicon.yaml").write_bytes(
+        (resources("r2genkg") / "resources" / "lexicon.yaml").read_bytes()
+    )
     (f / "table.csv").write_text('findings,key\nClear lungs.,a\n"Edema, mild.",b\n')
     (f / "names.csv").write_text("alias,cui,name,tui\neffusion,C0013687,Effusion,T046\n")
     (f / "MRCONSO.RRF").write_text("C0013687|ENG|P|L1|PF|S1|Y|A1||||SRC|PT|1|Effusion|0|N||\n")
@@ -246,7 +248,7 @@ def sound(toy) -> dict[str, Reader]:
         ),
         "run": Reader(toy / "run", run, load_run),
         "predictions": Reader(toy / "run", ("predictions.jsonl",), run_stats),
-        "stages": Reader(toy / "run", ("stages.json",), stage_paths_or_missing),
+        "stages": Reader(toy / "run", ("stages.json",), stages_or_missing),
         "stamp": Reader(
             f / "stage", ("made_from.json",), lambda p: is_current(p, "0123456789abcdef")
         ),
@@ -261,10 +263,11 @@ def link(path: Path):
     return TableLinker(path).link(["effusion"], ["disorder"])
 
 
-def stage_paths_or_missing(path: Path):
+def stages_or_missing(path: Path):
     """The stages of a copied run are not beside it: that is said in one line as well."""
     try:
-        return stage_paths(path)
+        run = Run(path)
+        return {name: run.stage(name) for name in run.stages}
     except R2GenKGError as e:
         if "is not at" in str(e):
             return None

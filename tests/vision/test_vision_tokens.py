@@ -1,4 +1,4 @@
-"""Vision tokens across rooms: batches against the one-by-one procedure, the graph, phantoms, resuming the classifier."""
+"""Vision tokens across modules: batches against one by one, the graph, phantoms, resuming the classifier."""
 
 import importlib.util
 import json
@@ -16,14 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from r2genkg.vision.classifier import SwinClassifier, build_swin, train_classifier
+from r2genkg.vision.classifier import SwinClassifier, build_swin
+from r2genkg.vision.classifier_training import train_classifier
 from r2genkg.data.study import LABELS
 from r2genkg.core.config import ClassifierConfig, TokensConfig, load_config
 from r2genkg.core.files import R2GenKGError, read_json
 from r2genkg.core.runtime import set_seed
 from r2genkg.data.images import ImageCache
 from r2genkg.data.study import Study, load_studies, save_studies
-from r2genkg.vision.vision_tokens import CAM_METHODS, VisionTokens, extract_tokens
+from r2genkg.vision.class_maps import CAM_METHODS
+from r2genkg.vision.vision_tokens import VisionTokens, extract_tokens
 from r2genkg.kg.label_nodes import LABEL_NODES
 
 SMALL = ClassifierConfig(
@@ -59,7 +61,7 @@ def draw_study(folder: Path, i: int, size: int = 56, split: str = "train") -> St
 
 @pytest.fixture(scope="module")
 def small_world(tmp_path_factory):
-    """Thirty small films, a random classifier, an image cache."""
+    """Thirty small images, a random classifier, an image cache."""
     folder = tmp_path_factory.mktemp("films")
     set_seed(1)
     net = SwinClassifier(build_swin(SMALL, 56), 56).eval()
@@ -93,7 +95,7 @@ def test_demo_size_selects_the_same_patches(benchmark_module, tmp_path, method):
 
 @pytest.mark.parametrize("features", ["pooled", "patch"])
 def test_one_forward_pass_per_batch(small_world, monkeypatch, features):
-    """The encoder runs once per batch of images (and of patches, where they are encoded), backward once for all labels."""
+    """The encoder runs once per batch of images (or encoded patches), backward once for all labels."""
     studies, net, cache = small_world
     config, passes = (
         TokensConfig(patch=8, threshold=0.5, features=features, batch_size=10, max_per_label=10**6),
@@ -234,7 +236,7 @@ def test_attached_graph_survives_saving(small_world, tmp_path):
 
 def test_phantom_masks_audit_the_maps(tmp_path):
     from r2genkg.phantom.phantoms import load_masks, write_phantoms
-    from r2genkg.vision.token_audit import audit_maps, audit_table
+    from r2genkg.vision.map_audit import audit_maps, audit_table
 
     studies = write_phantoms(tmp_path / "phantoms", 0, 0, 12)
     set_seed(0)
@@ -257,12 +259,13 @@ def test_phantom_masks_audit_the_maps(tmp_path):
 
 CUT_OFF = """
 import sys
-from r2genkg.classifier import train_classifier
-from r2genkg.config import ClassifierConfig
-from r2genkg.records import load_studies
+from r2genkg.core.config import ClassifierConfig
+from r2genkg.data.study import load_studies
+from r2genkg.vision.classifier_training import train_classifier
 folder = sys.argv[1]
 config = ClassifierConfig.model_validate_json(sys.argv[2])
-train_classifier(load_studies(folder + "/studies.parquet"), config, folder + "/out", work=folder + "/work", image_size=56)
+studies = load_studies(folder + "/studies.parquet")
+train_classifier(studies, config, folder + "/out", work=folder + "/work", image_size=56)
 """
 
 
@@ -328,12 +331,8 @@ def test_uncertain_policies_train(tmp_path, policy):
 def test_reader_saves_verdicts_in_a_browser(small_world, tmp_path):
     """In headless Chromium: choose verdicts, press the button, and read back what was saved."""
     from browser import open_page
-    from r2genkg.vision.token_audit import (
-        audit_form,
-        read_verdicts,
-        sample_retrievals,
-        verdict_table,
-    )
+    from r2genkg.vision.audit_form import audit_form, read_verdicts, verdict_table
+    from r2genkg.vision.retrieval_audit import draw_pairs, retrievals_of
 
     studies, net, _ = small_world
     bank = extract_tokens(net, studies, TokensConfig(patch=8, threshold=0.5))
@@ -341,7 +340,8 @@ def test_reader_saves_verdicts_in_a_browser(small_world, tmp_path):
     named = [
         replace(s, id=f'=s"{i}",') for i, s in enumerate(studies)
     ]  # a name that a spreadsheet would compute, with quotes and a comma
-    drawn = sample_retrievals(named, weights, count=50)
+    pairs = draw_pairs(len(named), 14, count=50)
+    drawn = retrievals_of(named, {pair: weights[pair] for pair in pairs})
     (tmp_path / "audit.html").write_text(audit_form(drawn, bank, 56), encoding="utf-8")
     with open_page() as page:
         page.goto((tmp_path / "audit.html").as_uri())
