@@ -23,13 +23,13 @@ def job(args: list[str], log: str, errors: str = "", cwd: str = ".") -> None:
     """Run one command as the program does, its errors in a file apart where one is named; METEOR, whose Java process takes seconds for each score, is left out."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    r2genkg.nlg.java_available = lambda: False
+    r2genkg.scores.nlg.java_available = lambda: False
     with open(log, "a", buffering=1) as out, open(errors or log, "a", buffering=1) as err:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
         os.chdir(cwd)
         sys.argv = ["r2genkg", *args]
-        r2genkg.cli.main(args)
+        r2genkg.use.commands.main(args)
 
 
 def limited_job(args: list[str], log: str, limit: int) -> None:

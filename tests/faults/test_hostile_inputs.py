@@ -509,8 +509,7 @@ def test_demo_page_shows_markup_as_text(kind):
 
 @pytest.mark.parametrize("kind", MARKUP)
 def test_page_of_the_app(tmp_path, kind, monkeypatch):
-    from r2genkg.use.commands import app
-    from r2genkg.use import report
+    from r2genkg.use import app, report
 
     monkeypatch.setattr(report, "run_notes", lambda run: [MARKUP[kind]])
     inner = page_of([explained(MARKUP[kind])], MARKUP[kind], tmp_path)

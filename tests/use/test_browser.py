@@ -1,6 +1,6 @@
 """Notebooks as a reader opens them: in JupyterLab, in headless Chromium, run from top to bottom, with a screenshot.
 
-Opt-in, because it takes a minute or two:  R2GENKG_NOTEBOOKS=1 python -m pytest tests/test_browser.py
+Opt-in, because it takes a minute or two:  R2GENKG_NOTEBOOKS=1 python -m pytest tests/use/test_browser.py
 R2GENKG_SCREENSHOTS=FOLDER keeps the pictures.
 """
 
@@ -21,7 +21,7 @@ from browser import chromium, open_page
 nbformat = pytest.importorskip("nbformat")
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "nbs"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
-SHOWN = ("61_report.ipynb", "57_visualize.ipynb", "tutorials/use_the_modules.ipynb")
+SHOWN = ("10_use/04_report.ipynb", "10_use/00_plots.ipynb", "tutorials/use_the_modules.ipynb")
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("R2GENKG_NOTEBOOKS"),

@@ -207,7 +207,7 @@ def test_graph_from_a_table(run, tmp_path):
 
 
 def test_options_without_effect_are_told_before_the_slow_imports(tmp_path):
-    script = "import sys\nfrom r2genkg.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit as e: sys.exit(0 if e.code == 1 and 'torch' not in sys.modules else 2)"
+    script = "import sys\nfrom r2genkg.use.commands import main\ntry: main(sys.argv[1:])\nexcept SystemExit as e: sys.exit(0 if e.code == 1 and 'torch' not in sys.modules else 2)"
     for more in (
         ["--annotator", "magic"],
         ["--section", "findings"],
