@@ -21,7 +21,8 @@ from ..kg.graph import M3KG
 from ..data.images import load_image, to_pixels
 from ..model.model import R2GenKG
 from ..phantom.phantoms import load_masks
-from .report import explain, node_names, load_run, run_folder
+from ..training.run import Run, run_folder
+from .report import explain, node_names, token_table
 from .run_plots import calibration, per_study, plot_calibration, plot_distributions
 from ..data.study import Study, load_studies
 from ..training.tables import run_stats
@@ -138,8 +139,10 @@ def study_figures(
 ) -> list[Path]:
     "Write all figures of one study, as far as the model has the parts; gives the PNGs."
     paths, config = stage_paths(run), load_config(str(run_folder(run) / "config.yaml"))
-    (model, table), study = (
-        load_run(run),
+    opened = Run(run)
+    model, table, study = (
+        opened.model,
+        token_table(opened),
         find_study(load_studies(paths["studies"] / "studies.parquet"), id),
     )
     views = np.stack(
@@ -378,7 +381,7 @@ def audit_run(
 ) -> dict[str, float]:
     "Audit the retrieval of a run, and its maps where the findings have masks; gives the numbers over all labels."
     paths, config = stage_paths(run), load_config(str(run_folder(run) / "config.yaml"))
-    (model, _), bank = load_run(run), VisionTokens.load(paths["vision_tokens"])
+    model, bank = Run(run).model, VisionTokens.load(paths["vision_tokens"])
     studies = [
         s
         for s in load_studies(paths["studies"] / "studies.parquet")

@@ -38,7 +38,8 @@ from r2genkg.model.model import R2GenKG
 from r2genkg.phantom.phantoms import load_masks, load_truth, write_phantoms
 from r2genkg.data.tabular import csv_table
 from r2genkg.model.qformer import read_tensors
-from r2genkg.use.report import load_run
+from r2genkg.use.report import token_table
+from r2genkg.training.run import Run
 from r2genkg.training.tables import run_stats
 from r2genkg.core.weights import load_tensors
 from r2genkg.training.train import load_trainable, trainable_state
@@ -241,7 +242,7 @@ def sound(toy) -> dict[str, Reader]:
         "classifier": Reader(
             toy / "data" / "classifier", ("config.json", "model.safetensors"), SwinClassifier.load
         ),
-        "run": Reader(toy / "run", run, load_run),
+        "run": Reader(toy / "run", run, lambda p: token_table(Run(p))),
         "predictions": Reader(toy / "run", ("predictions.jsonl",), run_stats),
         "stages": Reader(toy / "run", ("stages.json",), stage_paths_or_missing),
         "stamp": Reader(

@@ -31,14 +31,8 @@ from r2genkg.extraction.repair import known_relation
 from r2genkg.model.qformer import read_tensors
 from r2genkg.data.annotation import SentenceAnnotation
 from r2genkg.data.study import Study
-from r2genkg.use.report import (
-    Explained,
-    GeneratedReport,
-    RetrievedToken,
-    page,
-    page_of,
-    write_reports,
-)
+from r2genkg.use.pages import page, page_of, write_reports
+from r2genkg.use.report import BankToken, Explained, GeneratedReport, RetrievedToken
 from r2genkg.use.evidence import SentenceEvidence
 from r2genkg.core.weights import load_tensors
 from r2genkg.vision.token_audit import Retrieval, audit_form
@@ -446,7 +440,7 @@ def explained(text: str) -> Explained:
         [sentence],
         film,
         [],
-        {0: {"study": text, "label": text, "box": (0, 0, 4, 4), "picture": film[:4, :4]}},
+        {0: BankToken(text, text, (0, 0, 4, 4), film[:4, :4])},
     )
 
 
@@ -509,9 +503,9 @@ def test_demo_page_shows_markup_as_text(kind):
 
 @pytest.mark.parametrize("kind", MARKUP)
 def test_page_of_the_app(tmp_path, kind, monkeypatch):
-    from r2genkg.use import app, report
+    from r2genkg.use import app, pages
 
-    monkeypatch.setattr(report, "run_notes", lambda run: [MARKUP[kind]])
+    monkeypatch.setattr(pages, "run_notes", lambda run: [MARKUP[kind]])
     inner = page_of([explained(MARKUP[kind])], MARKUP[kind], tmp_path)
     harmless(inner, 0)
     seen = Audit(app.framed(inner, MARKUP[kind]))

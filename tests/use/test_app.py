@@ -17,7 +17,7 @@ pytest.importorskip("gradio", reason='Gradio is not installed: pip install "r2ge
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> tuple[str, Path]:
-    """A served app with two toy runs, and a folder with a film."""
+    """A served app with two toy runs, and a folder with an image."""
     from r2genkg.use.app import serve
 
     folder = tmp_path_factory.mktemp("app")
@@ -25,7 +25,7 @@ def address(tmp_path_factory) -> tuple[str, Path]:
     train_toy(folder / "data", folder / "with-graph", shared)
     train_toy(folder / "data", folder / "zero", [*shared, "model.use_graph=false"])
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 60), dtype=np.uint8)).save(
-        folder / "film.png"
+        folder / "chest.png"
     )
     (folder / "broken.dcm").write_bytes(b"nothing")
     with socket.socket() as s:
@@ -36,10 +36,10 @@ def address(tmp_path_factory) -> tuple[str, Path]:
     app.close()
 
 
-def _generate(page, film: Path, column: str = "A"):
-    page.set_input_files("#film input[type=file]", film)
+def _generate(page, image: Path, column: str = "A"):
+    page.set_input_files("#image input[type=file]", image)
     page.wait_for_selector(
-        f"#film td[aria-label='{film.name}']"
+        f"#image td[aria-label='{image.name}']"
     )  # the line of progress, which has the name too, may be gone before it is seen
     page.click("#generate")
     page.wait_for_selector(f"#report-{column} iframe", timeout=60_000)
@@ -51,7 +51,7 @@ def test_upload_generate_compare(address, tmp_path):
     with open_page(1400, 1200) as page:
         page.goto(url)
         page.wait_for_selector("#nodes-A input", timeout=60_000)
-        report = _generate(page, folder / "film.png")
+        report = _generate(page, folder / "chest.png")
         assert "not for clinical use" in page.inner_text("body")
         assert (
             "with-graph, 10 of 10 graph nodes" in report.locator("body").inner_text()
@@ -74,7 +74,7 @@ def test_fewer_nodes(address):
         box.press("Tab")
         assert (
             "with-graph, 3 of 10 graph nodes"
-            in _generate(page, folder / "film.png").locator("body").inner_text()
+            in _generate(page, folder / "chest.png").locator("body").inner_text()
         )
 
 
@@ -95,7 +95,7 @@ def test_a_run_against_itself_with_fewer_nodes(address):
         box.press("Tab")
         assert (
             "with-graph, 2 of 10 graph nodes"
-            in _generate(page, folder / "film.png", "B").locator("body").inner_text()
+            in _generate(page, folder / "chest.png", "B").locator("body").inner_text()
         )
         assert (
             "with-graph, 10 of 10 graph nodes"
@@ -110,8 +110,8 @@ def test_faults_are_one_line(address):
         page.wait_for_selector("#nodes-A input", timeout=60_000)
         page.click("#generate")
         page.wait_for_selector("text=choose an image first")
-        page.set_input_files("#film input[type=file]", folder / "broken.dcm")
-        page.wait_for_selector("#film td[aria-label='broken.dcm']")
+        page.set_input_files("#image input[type=file]", folder / "broken.dcm")
+        page.wait_for_selector("#image td[aria-label='broken.dcm']")
         page.click("#generate")
         page.wait_for_selector("text=image cannot be decoded")
 

@@ -14,15 +14,10 @@ from PIL import Image
 
 from r2genkg.data.study import LABELS
 from r2genkg.core.files import R2GenKGError
-from r2genkg.use.report import (
-    RUN_FILES,
-    Reporter,
-    find_films,
-    report_files,
-    report_images,
-    run_folder,
-    write_reports,
-)
+from r2genkg.training.run import RUN_FILES, run_folder
+from r2genkg.use.pages import write_reports
+from r2genkg.use.report import Reporter
+from r2genkg.use.report_files import find_images, report_files, report_images
 
 from browser import open_page
 from toy_run import run as train_toy
@@ -89,7 +84,7 @@ def test_content_decides_what_is_a_film(films):
     (films / "gone.png").symlink_to("nothing")
     (films / "linked").symlink_to(series, target_is_directory=True)
     os.mkfifo(films / "pipe")
-    found, skipped = find_films([films])
+    found, skipped = find_images([films])
     assert set(found) == {"a.png", "b.jpg", "b.jpe", "a.IMA", "1.2.276.0.7230010.3"}
     assert {Path(s.split(": ")[0]).name for s in skipped} == {
         "gone.png",
