@@ -45,7 +45,7 @@ from r2genkg.core.weights import load_tensors
 from r2genkg.training.train import load_trainable, trainable_state
 from r2genkg.vision.vision_tokens import VisionTokens
 
-from toy_run import TEXTS, run as train_toy, toy_data
+from toy_run import TEXTS, toy_data
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # libraries warn of odd values before they fail
 
@@ -63,10 +63,11 @@ class Reader:
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory) -> Path:
+def sound_folder(toy, tmp_path_factory) -> Path:
     """A trained toy run and its stages' artifacts."""
     folder = tmp_path_factory.mktemp("sound")
-    train_toy(folder / "data", folder / "run", ["train.epochs=1", "train.evals_per_epoch=0"])
+    shutil.copytree(toy.parent / "data", folder / "data")
+    shutil.copytree(toy, folder / "run")
     data = toy_data(folder / "data")
     data.graph.save(folder / "m3kg")
     data.tokens.save(folder / "bank")
@@ -90,8 +91,9 @@ def toy(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sound(toy) -> dict[str, Reader]:
+def sound(sound_folder) -> dict[str, Reader]:
     """Every reader with a sound example."""
+    toy = sound_folder
     f = toy / "files"
     f.mkdir()
     graph = M3KG.load(toy / "m3kg")

@@ -15,41 +15,8 @@ import pytest
 from safetensors import safe_open
 
 from jobs import job
+from tiny_demo import TINY
 
-TINY = [
-    arg
-    for change in (
-        "studies.n_train=24",
-        "studies.n_val=2",
-        "studies.n_test=8",
-        "studies.image_size=56",
-        "tokens.patch=8",
-        "graph.corpora=[studies]",
-        "graph.min_count=1",
-        "scales.sizes=[10,15,20,25,30]",
-        "classifier.patch_size=4",
-        "classifier.embed_dim=24",
-        "classifier.epochs=1",
-        "tokens.threshold=0.3",
-        "tokens.max_per_label=6",
-        "llm.pretrain_epochs=1",
-        "llm.hidden=48",
-        "llm.layers=2",
-        "llm.ff=96",
-        "llm.vocab=400",
-        "model.dim=48",
-        "model.dim_gcn=24",
-        "model.qformer_ff=48",
-        "model.fuser_ff=48",
-        "train.epochs=2",
-        "train.batch_size=4",
-        "train.save_steps=2",
-        "train.target_length=30",
-        "decode.beams=1",
-        "decode.max_new_tokens=24",
-    )
-    for arg in ("--set", change)
-]
 GRID = "preset: demo\nseeds: [42]\nvariants: {full: [], zero-KG: [model.use_graph=false]}\n"
 #: What tells times, or holds what tells them: the page, pictures, the trainer's log, measured speed, and hidden work.
 TIMED = ("index.html", "history.json", ".png", ".svg", ".pdf")

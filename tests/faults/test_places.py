@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from jobs import job, limited_job
-from test_kills import TINY, command
+from test_kills import command
+from tiny_demo import TINY
 
 
 @pytest.fixture(scope="module")

@@ -10,20 +10,16 @@ from PIL import Image
 from r2genkg.core.files import R2GenKGError
 
 from browser import open_page
-from toy_run import run as train_toy
 
 pytest.importorskip("gradio", reason='Gradio is not installed: pip install "r2genkg[app]"')
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory) -> tuple[str, Path]:
+def address(toy, zero_kg, tmp_path_factory) -> tuple[str, Path]:
     """A served app with two toy runs, and a folder with an image."""
     from r2genkg.use.app import serve
 
     folder = tmp_path_factory.mktemp("app")
-    shared = ["train.epochs=1", "train.evals_per_epoch=0"]
-    train_toy(folder / "data", folder / "with-graph", shared)
-    train_toy(folder / "data", folder / "zero", [*shared, "model.use_graph=false"])
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 60), dtype=np.uint8)).save(
         folder / "chest.png"
     )
@@ -31,7 +27,7 @@ def address(tmp_path_factory) -> tuple[str, Path]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    app = serve([folder / "with-graph", folder / "zero"], port=port, block=False)
+    app = serve([toy, zero_kg], port=port, block=False)
     yield f"http://127.0.0.1:{port}", folder
     app.close()
 
@@ -126,11 +122,11 @@ def test_only_this_machine_is_served(address):
         assert s.connect_ex((other, int(url.rsplit(":", 1)[1]))) != 0
 
 
-def test_faults_at_the_start(address, tmp_path):
+def test_faults_at_the_start(address, zero_kg, tmp_path):
     from r2genkg.use.app import serve
 
-    url, folder = address
+    url, _ = address
     with pytest.raises(R2GenKGError, match="not a run folder"):
         serve([tmp_path])
     with pytest.raises(R2GenKGError, match="--port"):
-        serve([folder / "zero"], port=int(url.rsplit(":", 1)[1]), block=False)
+        serve([zero_kg], port=int(url.rsplit(":", 1)[1]), block=False)

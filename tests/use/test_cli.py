@@ -12,27 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-#: The demo, small enough for a test: every stage is real, nothing is learnt well.
-TINY = [
-    arg
-    for change in (
-        "studies.n_train=40",
-        "studies.n_val=6",
-        "studies.n_test=8",
-        "graph.corpora=[studies]",
-        "graph.min_count=1",
-        "scales.sizes=[10,15,20,25,30]",
-        "classifier.epochs=1",
-        "tokens.threshold=0.3",
-        "tokens.max_per_label=8",
-        "llm.pretrain_epochs=1",
-        "train.epochs=1",
-        "decode.beams=1",
-        "decode.max_new_tokens=24",
-    )
-    for arg in ("--set", change)
-]
-
+from tiny_demo import TINY
 
 COMMAND = str(Path(sys.executable).with_name("r2genkg"))
 

@@ -20,15 +20,6 @@ from r2genkg.use.report import Reporter
 from r2genkg.use.report_files import find_images, report_files, report_images
 
 from browser import open_page
-from toy_run import run as train_toy
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory) -> Path:
-    """A trained toy run."""
-    folder = tmp_path_factory.mktemp("toy")
-    train_toy(folder / "data", folder / "run", ["train.epochs=1", "train.evals_per_epoch=0"])
-    return folder / "run"
 
 
 @pytest.fixture
@@ -249,19 +240,8 @@ def test_region_is_where_the_sentence_comes_from(toy, films):
     assert logp(order[:10]) < logp(order[-10:])
 
 
-def test_zero_kg_run_has_a_page(toy, films, tmp_path):
-    folder = tmp_path / "zero"
-    train_toy(
-        tmp_path / "data",
-        folder,
-        [
-            "train.epochs=1",
-            "train.evals_per_epoch=0",
-            "model.use_graph=false",
-            "model.use_retrieval=false",
-        ],
-    )
-    (e,) = report_images([films / "a.png"], folder)
+def test_zero_kg_run_has_a_page(zero_kg, films, tmp_path):
+    (e,) = report_images([films / "a.png"], zero_kg)
     assert (
         not e.report.nodes
         and not e.report.patches
@@ -270,7 +250,7 @@ def test_zero_kg_run_has_a_page(toy, films, tmp_path):
     write_reports([e], tmp_path / "r.html", "zero")
     assert "Graph nodes named</span>" not in (tmp_path / "r.html").read_text()
     with pytest.raises(R2GenKGError, match="reads no graph"):
-        Reporter(folder)(np.zeros((60, 60), np.uint8), nodes=2)
+        Reporter(zero_kg)(np.zeros((60, 60), np.uint8), nodes=2)
 
 
 def test_page_in_a_browser(toy, films, tmp_path):
