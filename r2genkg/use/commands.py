@@ -268,7 +268,8 @@ RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.")]
 
 @app.command("evaluate")
 def evaluate_command(run: RunFolder, as_json: AsJson = False) -> None:
-    "Score a run on its test split again; prints the scores and what they depend on, such as the section of the reports."
+    """Score a run on its test split again; prints the scores and what they depend on, such as the section of the \
+reports."""
     from r2genkg.training.pipeline import evaluate_run
     from r2genkg.training.run import Run
 

@@ -188,7 +188,8 @@ def annotate_command(
     partial: Partial = False,
     as_json: AsJson = False,
 ) -> None:
-    "Reports -> entities and relations per sentence, one report a line. An interrupted llm run goes on without paying twice."
+    """Reports -> entities and relations per sentence, one report a line. An interrupted llm run goes on without \
+paying twice."""
     from r2genkg.extraction.annotate import annotate_file
     from r2genkg.extraction.llm_annotator import ask_file
 

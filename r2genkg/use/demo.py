@@ -121,6 +121,11 @@ def _pointing_game(run: Run) -> pd.DataFrame | None:
     return audit_table(audit_maps(classifier, tests, drawn, methods, cache=cache))
 
 # %% ../../nbs/10_use/09_demo.ipynb #audit-cells
+def _cell(value: float) -> str:
+    "A number as text: whole, or with three decimals."
+    return f"{value:.0f}" if value == int(value) else f"{value:.3f}"
+
+
 def _pointing_cells(table: pd.DataFrame) -> pd.DataFrame:
     "The macro means of every method, and the labels under the first method, as text cells."
     first = table.index[0][0]
@@ -128,7 +133,7 @@ def _pointing_cells(table: pd.DataFrame) -> pd.DataFrame:
     labels = table.loc[first].drop("macro").rename(index=lambda k: f"{first}, {k}")
     columns = ["pairs", "pointing", "near", "near_chance", "energy", "chance", "iou"]
     kept = pd.concat([means, labels])[columns]
-    return kept.map(lambda v: f"{v:.3f}" if v != int(v) else f"{v:.0f}").rename_axis("map")
+    return kept.map(_cell).rename_axis("map")
 
 # %% ../../nbs/10_use/09_demo.ipynb #result_table
 #: Scores shown in the demo: key -> heading.
@@ -278,7 +283,7 @@ def _pointing_summary(pointing: pd.DataFrame) -> dict[str, float]:
 def _summary(runs: Mapping[str, Run], pointing: pd.DataFrame | None) -> dict:
     "The numbers that matter, flat."
     full = runs["full"]
-    numbers = {
+    numbers: dict[str, float] = {
         "graph nodes": len(full.graph.nodes),
         "graph triples": len(full.graph.triples),
         "vision tokens": len(full.bank.table),

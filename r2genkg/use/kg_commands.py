@@ -36,7 +36,7 @@ def _refuse(ctx: typer.Context, names: Sequence[str], why: str) -> None:
 
 # %% ../../nbs/10_use/12_kg_commands.ipynb #check-llm
 def _check_llm(annotator: str, studies: Path | None) -> None:
-    "Raise `R2GenKGError` for a language model elsewhere, naming the command that may ask it and that keeps paid answers."
+    "Raise `R2GenKGError` for a language model elsewhere; it names the command that keeps paid answers."
     name, _, spec = annotator.partition(":")
     if name != "llm" or not studies:
         return

@@ -54,8 +54,8 @@ def heat_layer(
     top: float = 0.0,  # value of full colour; 0: the grid's maximum
 ) -> np.ndarray:  # (64, 64, 4) uint8, transparent where the grid is 0
     "A map as a layer to lay over an image of any proportions."
-    level = np.asarray(grid, dtype=np.float32) / max(top or float(np.max(grid)), 1e-12)
-    level = np.clip(level, 0, 1)
+    full = max(top or float(np.max(grid)), 1e-12)
+    level = np.clip(np.asarray(grid, dtype=np.float32) / full, 0, 1)
     large = Image.fromarray(level).resize((ZOOM, ZOOM), Image.Resampling.BILINEAR)
     level = np.clip(np.array(large), 0, 1)
     layer = matplotlib.colormaps[HEAT](0.25 + 0.75 * level)

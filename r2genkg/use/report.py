@@ -149,6 +149,14 @@ def _run_classifier(run: Run) -> Any:
         return None
 
 # %% ../../nbs/10_use/04_report.ipynb #explain
+def _probabilities(classifier: Any, pixels: torch.Tensor) -> list[tuple[str, float]]:
+    "Labels with their mean probability over the views (V, 3, H, W), most probable first; none without a classifier."
+    if classifier is None:
+        return []
+    mean = classifier(pixels).sigmoid().mean(0).tolist()
+    return sorted(zip(LABELS, mean), key=lambda pair: -pair[1])
+
+
 @torch.no_grad()
 def explain(
     model: R2GenKG,
@@ -166,10 +174,12 @@ def explain(
     pixels = to_pixels(images)[None].to(model.device)
     texts, maps = model.generate(pixels, return_attention=True)
     maps = {k: v[0].float().cpu().numpy() for k, v in maps.items()}
-    probs = classifier(pixels[0]).sigmoid().mean(0).tolist() if classifier is not None else []
-    nodes = _selective_nodes(maps["kg2v"], node_names(model)) if "kg2v" in maps else []
-    patches = _retrieved_tokens(maps["retrieval"], table) if "retrieval" in maps else []
-    labels = sorted(zip(LABELS, probs), key=lambda pair: -pair[1])
+    nodes, patches = [], []
+    if "kg2v" in maps:
+        nodes = _selective_nodes(maps["kg2v"], node_names(model))
+    if "retrieval" in maps:
+        patches = _retrieved_tokens(maps["retrieval"], table)
+    labels = _probabilities(classifier, pixels[0])
     return GeneratedReport(name, texts[0], labels, nodes, patches), maps
 
 # %% ../../nbs/10_use/04_report.ipynb #explained
