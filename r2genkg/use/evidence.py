@@ -139,16 +139,15 @@ def sentence_influence(
 ) -> tuple[Tensor, Tensor]:  # (S, V) nats, and (S,) mean log-probability per token
     "First-order change of each sentence's log-probability if an image cell were an average cell."
     visual = visual.detach().clone().requires_grad_()
+    deviation = (visual - visual.mean(1, keepdim=True)).detach()[0]
+    influence, means = [], []
     with torch.enable_grad():
         logp = _token_logp(model, visual, ids)
-    cells = visual.detach()[0]
-    deviation = cells - cells.mean(0)
-    influence, means = [], []
-    for _, start, end in ranges:
-        sentence = logp[start:end]
-        (grad,) = torch.autograd.grad(sentence.sum(), visual, retain_graph=True)
-        influence.append((grad[0] * deviation).sum(-1))
-        means.append(sentence.detach().mean())
+        for _, start, end in ranges:
+            sentence = logp[start:end]
+            (grad,) = torch.autograd.grad(sentence.sum(), visual, retain_graph=True)
+            influence.append((grad[0] * deviation).sum(-1))
+            means.append(sentence.detach().mean())
     return torch.stack(influence).float().cpu(), torch.stack(means).float().cpu()
 
 # %% ../../nbs/10_use/03_evidence.ipynb #region_map

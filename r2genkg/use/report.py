@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'RetrievedToken', 'GeneratedReport', 'token_table', 'node_names', 'explain', 'BankToken', 'Explained',
-           'Reporter', 'check_nodes']
+           'Reporter']
 
 # %% ../../nbs/10_use/04_report.ipynb #code-2
 import re
@@ -209,6 +209,17 @@ class Explained:
     tokens: dict[int, BankToken] = field(default_factory=dict)
 
 # %% ../../nbs/10_use/04_report.ipynb #kept_nodes
+def _bank_token(row: Any, image: str, size: int) -> BankToken:
+    "A row of the bank, with its picture where the image it was cut from can be read; `image` may be empty."
+    box, picture = _box(row), None
+    if image:
+        try:
+            picture = patch_picture(read_image(image), box, size)
+        except R2GenKGError:
+            pass  # the image was moved or damaged since
+    return BankToken(row.study, row.label, box, picture)
+
+
 @contextmanager
 def _kept_nodes(model: R2GenKG, nodes: int | None) -> Iterator[None]:
     "Inside the block only so many nodes per image go to the language model; None changes nothing."
@@ -219,6 +230,17 @@ def _kept_nodes(model: R2GenKG, nodes: int | None) -> Iterator[None]:
         yield
     finally:
         model.prefix.prune_kg = before
+
+# %% ../../nbs/10_use/04_report.ipynb #check-nodes
+def _check_nodes(
+    nodes: int | None,  # wanted; None: as trained
+    most: int,  # that the run's language model can read
+) -> None:
+    "Raise `R2GenKGError` for a number of graph nodes that a run cannot read."
+    if nodes is None or 1 <= nodes <= most:
+        return
+    can = f"reads 1 to {most} graph nodes" if most else "reads no graph nodes"
+    raise R2GenKGError(f"nodes={nodes}: this run {can}")
 
 # %% ../../nbs/10_use/04_report.ipynb #Reporter
 class Reporter:
@@ -262,7 +284,7 @@ class Reporter:
         sentences: bool = True,  # with the evidence behind each sentence
     ) -> Explained:
         "Report on one study. Raises `R2GenKGError` for a number of nodes that the graph does not have."
-        check_nodes(nodes, self.num_nodes)
+        _check_nodes(nodes, self.num_nodes)
         views = [image] if isinstance(image, np.ndarray) else list(image)
         small = np.stack([resized(v, (self.size, self.size)) for v in views])
         found: list[SentenceEvidence] = []
@@ -278,25 +300,6 @@ class Reporter:
         return Explained(report, small[0], maps, self.names, found, first, others, tokens)
 
     def _token(self, m: int) -> BankToken:
-        "A row of the bank, with its picture where the image it was cut from can be read."
-        row = self.table.iloc[m]
-        return BankToken(row.study, row.label, _box(row), self._token_picture(m, _box(row)))
-
-    def _token_picture(self, m: int, box: tuple[int, int, int, int]) -> np.ndarray | None:
-        if not self.token_images:
-            return None
-        try:
-            return patch_picture(read_image(self.token_images[m]), box, self.size)
-        except R2GenKGError:
-            return None
-
-# %% ../../nbs/10_use/04_report.ipynb #check-nodes
-def check_nodes(
-    nodes: int | None,  # wanted; None: as trained
-    most: int,  # that the run's language model can read
-) -> None:
-    "Raise `R2GenKGError` for a number of graph nodes that a run cannot read."
-    if nodes is None or 1 <= nodes <= most:
-        return
-    can = f"reads 1 to {most} graph nodes" if most else "reads no graph nodes"
-    raise R2GenKGError(f"nodes={nodes}: this run {can}")
+        "A row of the bank, with its picture where that can be had."
+        image = self.token_images[m] if self.token_images else ""
+        return _bank_token(self.table.iloc[m], image, self.size)
