@@ -44,7 +44,10 @@ def processes():
 
 @pytest.fixture(scope="session")
 def run(processes, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
-    """`run(*args, cwd=..., expect=0)`: a command in a process of its own; a failure must end in one line without a traceback."""
+    """`run(*args, cwd=..., expect=0)`: a command in a process of its own.
+
+    A failure must end in one line without a traceback.
+    """
     import jobs
 
     def run(*args, cwd: Path, expect: int = 0, timeout: int = 300) -> subprocess.CompletedProcess:

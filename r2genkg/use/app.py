@@ -147,7 +147,7 @@ def _run_choice(gr: Any, runs: Runs, side: str, names: list[str], chosen: str) -
     run.change(changed, run, count, api_visibility="private")
     return [run, count]
 
-# %% ../../nbs/10_use/08_app.ipynb #app-warning
+
 #: What stands above everything.
 WARNING = (
     "**Research software, not for clinical use.** Not a medical device. "

@@ -43,7 +43,7 @@ app.add_typer(extract, name="extract")
 app.command("annotate")(annotate_command)
 app.command("label")(label_command)
 
-# %% ../../nbs/10_use/15_commands.ipynb #main
+
 def _fail(why: object, code: int = 1) -> None:
     "End with one line on standard error. What a file's name or content brought into it cannot steer the terminal."
     line = " ".join(str(why).split())

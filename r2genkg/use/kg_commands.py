@@ -137,7 +137,7 @@ def _check_build(
     if not merge:
         _refuse(ctx, ("embedder",), "is for --merge-threshold")
 
-# %% ../../nbs/10_use/12_kg_commands.ipynb #embed
+
 def _embed(embedder: str) -> Any:
     "What turns names into vectors; imported for this alone, since torch takes seconds."
     from functools import partial
@@ -236,7 +236,7 @@ Every = Annotated[
     ),
 ]
 
-# %% ../../nbs/10_use/12_kg_commands.ipynb #kg_trace
+
 @kg.command("trace")
 def kg_trace(
     ctx: typer.Context,

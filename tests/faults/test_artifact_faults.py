@@ -1,8 +1,10 @@
-"""A generated campaign of damaged files against every reader behind the studies: configurations, annotations, graphs, scales, banks,
-classifiers, runs, labels, scores, answers, tables, checkpoints.
+"""A generated campaign of damaged files against every reader behind the studies.
 
-Each case ends in one of two ways, never in another exception: `R2GenKGError`, one line that names the file or its folder; or the
-reader's usual result, where the damage leaves a well-formed file behind (a digit that became another digit).
+Configurations, annotations, graphs, scales, banks, classifiers, runs, labels, scores, answers, tables, checkpoints.
+
+Each case ends in one of two ways, never in another exception: `R2GenKGError`, one line that names the file or its
+folder; or the reader's usual result, where the damage leaves a well-formed file behind (a digit that became another
+digit).
 """
 
 import json
@@ -326,10 +328,10 @@ def attempt(reader: Reader, copy: Path, what: str) -> str:
     try:
         reader.read(copy)
     except R2GenKGError as e:
-        told = str(e)
-        assert "\n" not in told and len(told) < 900, told
-        assert copy.name in told or copy.parent.name in told or str(copy) in told, (
-            f"{what}: the fault names no file: {told}"
+        message = str(e)
+        assert "\n" not in message and len(message) < 900, message
+        assert copy.name in message or copy.parent.name in message or str(copy) in message, (
+            f"{what}: the fault names no file: {message}"
         )
         return "refused"
     return "read"
@@ -348,12 +350,12 @@ def test_truncated(sound, tmp_path, name, part):
     for copy, file in copies(sound[name], tmp_path):
         content = file.read_bytes()
         file.write_bytes(content[: max(len(content) * part // 12 - part % 3, 0)])
-        told = attempt(sound[name], copy, file.name)
+        message = attempt(sound[name], copy, file.name)
         if file.suffix in (".parquet", ".safetensors", ".pth", ".json") and file.name not in (
             "labels.json",
             "made_from.json",
         ):
-            assert told == "refused", file.name
+            assert message == "refused", file.name
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -409,6 +411,6 @@ def test_missing_and_folder(sound, tmp_path, name, state):
         file.unlink()
         if state == "a folder":
             file.mkdir()
-        told = attempt(sound[name], copy, f"{file.name} {state}")
+        message = attempt(sound[name], copy, f"{file.name} {state}")
         if name not in ("stamp",):
-            assert told == "refused", file.name
+            assert message == "refused", file.name

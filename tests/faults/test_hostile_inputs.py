@@ -1,4 +1,6 @@
-"""Inputs made to do harm: pickles that run programs, archives that climb or burst, answers of a model gone astray, markup in reports.
+"""Inputs made to do harm.
+
+Pickles that run programs, archives that climb or burst, answers of a model gone astray, markup in reports.
 
 Nothing is executed, nothing is written outside its folder, and every page shows markup as text.
 """
@@ -38,7 +40,7 @@ from r2genkg.core.weights import load_tensors
 from r2genkg.vision.token_audit import Retrieval, audit_form
 from r2genkg.vision.vision_tokens import TOKEN_COLUMNS, VisionTokens
 
-# --- pickles that run programs ------------------------------------------------------------------------------------------
+# --- pickles that run programs --------------------------------------------------------------------
 
 
 class Harm:
@@ -98,7 +100,7 @@ def test_pickle_is_not_executed(tmp_path, kind, form, place):
         assert not mark.exists(), f"{read.__name__} ran the program in {name}"
 
 
-# --- archives that climb, link, burst -----------------------------------------------------------------------------------
+# --- archives that climb, link, burst -------------------------------------------------------------
 
 
 def entry(name: str, data: bytes = b"x", **fields) -> tuple[tarfile.TarInfo, bytes]:
@@ -176,7 +178,7 @@ def test_archive_is_refused_whole(tmp_path, kind):
     assert not Path("/tmp/r2genkg_evil.xml").exists() and not Path("/tmp/evil.xml").exists()
 
 
-# --- answers of a language model ----------------------------------------------------------------------------------------
+# --- answers of a language model ------------------------------------------------------------------
 
 SENTENCES = ["Small left pleural effusion.", "No pneumothorax."]
 ASKED = {
@@ -319,7 +321,7 @@ def test_answers_spoilt_at_random(seed):
         pass
 
 
-# --- markup and control characters in everything that a page shows ------------------------------------------------------
+# --- markup and control characters in everything that a page shows --------------------------------
 
 MARKUP = {
     "script": "<script>alert(1)</script>",

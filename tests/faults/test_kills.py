@@ -83,21 +83,21 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def killed(processes, args: list[str], folder: Path, seconds: float, kills: int) -> str:
-    """Kill the command at random moments, then let it finish. Tells the moments, and what was there each time."""
-    told = []
+    """Kill the command at random moments, then let it finish. Returns the moments."""
+    moments = []
     for n in range(kills):
         moment = seconds / kills * (n + random.random()) if n else seconds * random.random() * 0.6
         code, _ = command(processes, args, folder, max(moment, 0.05))
-        told.append(f"{moment:.2f} s -> {code}")
+        moments.append(f"{moment:.2f} s -> {code}")
         assert code in (-signal.SIGKILL, 0)
     whole(processes, args, folder)
-    assert not list(folder.parent.rglob("*.partial-*")), f"killed at {told}"
-    return ", ".join(told)
+    assert not list(folder.parent.rglob("*.partial-*")), f"killed at {moments}"
+    return ", ".join(moments)
 
 
-def same(found: dict[str, str], wanted: dict[str, str], told: str) -> None:
+def same(found: dict[str, str], wanted: dict[str, str], moments: str) -> None:
     differing = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
-    assert not differing, f"killed at {told}: {differing[:6]}"
+    assert not differing, f"killed at {moments}: {differing[:6]}"
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +109,16 @@ def demo(processes, tmp_path_factory) -> tuple[Path, float]:
 
 def test_demo(processes, demo, tmp_path):
     reference, seconds = demo
-    told = killed(processes, ["demo", "--out", tmp_path / "d", *TINY], tmp_path / "d", seconds, 2)
-    same(contents(tmp_path / "d"), contents(reference), told)
+    moments = killed(
+        processes, ["demo", "--out", tmp_path / "d", *TINY], tmp_path / "d", seconds, 2
+    )
+    same(contents(tmp_path / "d"), contents(reference), moments)
     assert (tmp_path / "d" / "index.html").stat().st_size > 100_000
 
 
 def test_train(processes, demo, tmp_path):
     reference, seconds = demo
-    told = killed(
+    moments = killed(
         processes, ["train", "--out", tmp_path / "t", *TINY], tmp_path / "t", seconds / 2, 2
     )
     wanted = {
@@ -125,7 +127,7 @@ def test_train(processes, demo, tmp_path):
         if k.partition("/")[0]
         in ("studies", "m3kg", "scales", "classifier", "vision_tokens", "run")
     }
-    same(contents(tmp_path / "t"), wanted, told)
+    same(contents(tmp_path / "t"), wanted, moments)
 
 
 def test_tables(processes, demo, tmp_path):
@@ -142,7 +144,7 @@ def test_tables(processes, demo, tmp_path):
         *TINY,
         "--out",
     ]
-    told = killed(processes, [*args, tmp_path / "g"], tmp_path / "g", seconds, 2)
+    moments = killed(processes, [*args, tmp_path / "g"], tmp_path / "g", seconds, 2)
     found = contents(tmp_path / "g")
     tables = {k for k in found if k.startswith("tables/")}
     same(
@@ -152,7 +154,7 @@ def test_tables(processes, demo, tmp_path):
             for k, v in contents(reference).items()
             if not k.startswith("figures") and k != "summary.json"
         },
-        told,
+        moments,
     )
     assert (
         "tables/table1_results.md" in tables
@@ -185,5 +187,5 @@ def test_kg_build(processes, tmp_path):
     ).to_csv(tmp_path / "r.csv", index=False)
     args = ["kg", "build", "--studies", tmp_path / "r.csv", "--out"]
     seconds = whole(processes, [*args, tmp_path / "whole"], tmp_path / "whole")
-    told = killed(processes, [*args, tmp_path / "g"], tmp_path / "g", seconds, 5)
-    same(contents(tmp_path / "g"), contents(tmp_path / "whole"), told)
+    moments = killed(processes, [*args, tmp_path / "g"], tmp_path / "g", seconds, 5)
+    same(contents(tmp_path / "g"), contents(tmp_path / "whole"), moments)

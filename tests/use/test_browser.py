@@ -112,8 +112,10 @@ def test_notebook_runs_in_jupyterlab(lab, name, tmp_path):
         )
         page.wait_for_function(
             """() => {
-            const cells = [...window.jupyterapp.shell.currentWidget.content.model.cells].filter(c => c.type === 'code' && c.sharedModel.getSource().trim());
-            const failed = cells.some(c => [...Array(c.outputs.length).keys()].some(i => c.outputs.get(i).type === 'error'));
+            const all = [...window.jupyterapp.shell.currentWidget.content.model.cells];
+            const cells = all.filter(c => c.type === 'code' && c.sharedModel.getSource().trim());
+            const faults = c => [...Array(c.outputs.length).keys()].filter(i => c.outputs.get(i).type === 'error');
+            const failed = cells.some(c => faults(c).length);
             return failed || cells.every(c => c.executionCount !== null);
         }""",
             timeout=300_000,
@@ -121,7 +123,8 @@ def test_notebook_runs_in_jupyterlab(lab, name, tmp_path):
         page.evaluate("async () => await window.jupyterapp.commands.execute('docmanager:save')")
         for place, cell in (("top", "0"), ("end", "p.widgets.length - 1")):
             page.evaluate(
-                f"() => {{ const p = window.jupyterapp.shell.currentWidget.content; p.activeCellIndex = {cell}; p.scrollToItem({cell}); }}"
+                "() => { const p = window.jupyterapp.shell.currentWidget.content; "
+                f"p.activeCellIndex = {cell}; p.scrollToItem({cell}); }}"
             )
             page.wait_for_timeout(1500)
             page.screenshot(path=shots / f"{Path(name).stem}-{place}.png")
