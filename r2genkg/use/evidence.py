@@ -345,28 +345,26 @@ def explain_sentences(
         embeds, maps = model.prompt(visual, True)
     ids, ranges = sentence_ranges(model.tokenizer, text)
     ranges = [r for r in ranges if _has_words(r[0])]  # a full stop alone is no sentence
-    sentences = [sentence for sentence, *_ in ranges]
+    sentences = [r[0] for r in ranges]
     influence, logp = sentence_influence(model, visual, ids, ranges)
     groups = group_attention(model, embeds, ids, ranges)
     stated = sentence_labels(sentences)
-    side = int(round(visual.shape[1] ** 0.5))
-    cams = _stated_cams(classifier, pixels[:1], stated, side)
+    cams = _stated_cams(classifier, pixels[:1], stated, int(round(visual.shape[1] ** 0.5)))
     nodes = _node_evidence(model, groups, maps, sentences, phrases)
     tokens = _token_evidence(groups, maps, len(sentences))
     found = []
     for s, sentence in enumerate(sentences):
-        named, attended = nodes[s]
         shares = {name: float(rows[s].sum()) for name, rows in groups.items()}
-        evidence = SentenceEvidence(
+        one = SentenceEvidence(
             sentence,
             region=_region_map(influence[s].numpy()),
             probability=float(logp[s].exp()),
             labels=stated[s],
             cams={k: cams[k] for k in stated[s] if k in cams},
-            named=named,
-            attended=attended,
+            named=nodes[s][0],
+            attended=nodes[s][1],
             tokens=tokens[s],
             shares=_with_text(shares),
         )
-        found.append(evidence)
+        found.append(one)
     return found
