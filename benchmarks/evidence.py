@@ -24,7 +24,7 @@ from r2genkg.core.files import write_json
 from r2genkg.use.evidence import group_attention, label_maps, sentence_influence, sentence_labels
 from r2genkg.data.images import load_image, to_pixels
 from r2genkg.phantom.phantoms import load_masks
-from r2genkg.use.report import load_run, run_folder
+from r2genkg.training.run import Run, run_folder
 from r2genkg.data.study import load_studies
 
 
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=60)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    model, _ = load_run(args.run)
+    model = Run(args.run).model
     size, found = (
         load_config(str(run_folder(args.run) / "config.yaml")).studies.image_size,
         defaultdict(list),

@@ -44,19 +44,22 @@ def processes():
 
 @pytest.fixture(scope="session")
 def run(processes, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
-    """`run(*args, cwd=..., expect=0)`: a command in a process of its own; a failure must end in one line without a traceback."""
+    """`run(*args, cwd=..., expect=0)`: a command in a process of its own.
+
+    A failure must end in one line without a traceback.
+    """
     import jobs
 
     def run(*args, cwd: Path, expect: int = 0, timeout: int = 300) -> subprocess.CompletedProcess:
-        told = tmp_path_factory.mktemp("told")
+        written = tmp_path_factory.mktemp("written")
         process = processes.Process(
             target=jobs.job,
-            args=([*map(str, args)], str(told / "out"), str(told / "errors"), str(cwd)),
+            args=([*map(str, args)], str(written / "out"), str(written / "errors"), str(cwd)),
         )
         process.start()
         process.join(timeout)
         process.kill()
-        out, errors = (told / "out").read_text(), (told / "errors").read_text()
+        out, errors = (written / "out").read_text(), (written / "errors").read_text()
         assert process.exitcode == expect, (
             f"exit {process.exitcode}\n{out[-2000:]}\n{errors[-4000:]}"
         )
@@ -67,3 +70,30 @@ def run(processes, tmp_path_factory) -> Callable[..., subprocess.CompletedProces
         return subprocess.CompletedProcess(args, expect, out, errors)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory) -> Path:
+    """A folder for the shared toy runs and the data that they are trained on."""
+    return tmp_path_factory.mktemp("toy")
+
+
+def _train_toy(folder: Path, name: str, *changes: str) -> Path:
+    from toy_run import run as train_toy
+
+    train_toy(
+        folder / "data", folder / name, ["train.epochs=1", "train.evals_per_epoch=0", *changes]
+    )
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def toy(toy_folder) -> Path:
+    """A trained toy run (see `toy_run.py`); tests read it and do not change it."""
+    return _train_toy(toy_folder, "with-graph")
+
+
+@pytest.fixture(scope="session")
+def zero_kg(toy_folder) -> Path:
+    """A toy run without graph and without retrieval; tests read it and do not change it."""
+    return _train_toy(toy_folder, "zero", "model.use_graph=false", "model.use_retrieval=false")

@@ -1,4 +1,4 @@
-"""Commands of the program for processes forked from a server that has imported the libraries once (see `processes` in conftest)."""
+"""Commands of the program in processes forked from a server with the libraries (`processes` in conftest)."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ import r2genkg.use.commands
 import r2genkg.use.demo
 import r2genkg.scores.nlg
 import r2genkg.training.pipeline
-import r2genkg.use.report
+import r2genkg.use.report_files
 import r2genkg.training.tables
 import r2genkg.vision.token_audit
 import torch
@@ -20,7 +20,10 @@ get_labeler("rules")
 
 
 def job(args: list[str], log: str, errors: str = "", cwd: str = ".") -> None:
-    """Run one command as the program does, its errors in a file apart where one is named; METEOR, whose Java process takes seconds for each score, is left out."""
+    """Run one command as the program does, its errors in a file apart where one is named.
+
+    METEOR is left out: its Java process takes seconds for each score.
+    """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     r2genkg.scores.nlg.java_available = lambda: False
@@ -33,7 +36,10 @@ def job(args: list[str], log: str, errors: str = "", cwd: str = ".") -> None:
 
 
 def limited_job(args: list[str], log: str, limit: int) -> None:
-    """`job` where no file may grow beyond `limit` bytes; what the command prints goes through a pipe, which has no such limit."""
+    """`job` where no file may grow beyond `limit` bytes.
+
+    What the command prints goes through a pipe, which has no such limit.
+    """
     import resource
     import subprocess
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import TrainerCallback
 
-from r2genkg.training import train as room
+from r2genkg.training import train as training
 from r2genkg.extraction.annotate import annotate
 from r2genkg.training.dataset import TrainingData
 from r2genkg.vision.classifier import SwinClassifier, build_swin
@@ -80,7 +80,10 @@ def settings(*changes: str):
 
 
 def toy_data(folder: Path, train: int = 24, val: int = 4) -> TrainingData:
-    """Squares that are dark, bright on the left or bright below, with a sentence for each kind; made again from the same folder."""
+    """Squares that are dark, bright on the left or bright below, with a sentence for each kind.
+
+    The same folder gives the same data again.
+    """
     rng, studies = np.random.default_rng(0), []
     folder.mkdir(exist_ok=True)
     for i in range(train + val):
@@ -124,7 +127,10 @@ def toy_data(folder: Path, train: int = 24, val: int = 4) -> TrainingData:
 
 
 class Killer(TrainerCallback):
-    """Ends the process as `kill -9` does, after a step; or, with `saving`, in the middle of that step's checkpoint. Notes where training began."""
+    """Ends the process as `kill -9` does, after a step; or, with `saving`, in the middle of that step's checkpoint.
+
+    Notes where training began.
+    """
 
     def __init__(self, notes: Path, step: int = -1, saving: bool = False):
         self.notes, self.step, self.saving = notes, step, saving
@@ -141,18 +147,21 @@ class Killer(TrainerCallback):
 
 
 def run(data: Path, out: Path, changes: list[str], kill: tuple[int, bool] = (-1, False)) -> None:
-    """Train the toy, alone in a process; `OUT-work` keeps checkpoints, `OUT-starts` the step at which each attempt began."""
+    """Train the toy, alone in a process.
+
+    `OUT-work` keeps checkpoints, `OUT-starts` the step at which each attempt began.
+    """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    make = room.make_trainer
+    make = training.make_trainer
 
     def with_killer(*args):
         trainer = make(*args)
         trainer.add_callback(Killer(out.with_name(f"{out.name}-starts"), *kill))
         return trainer
 
-    room.make_trainer = with_killer
-    room.train(settings(*changes), toy_data(data), out, work=out.with_name(f"{out.name}-work"))
+    training.make_trainer = with_killer
+    training.train(settings(*changes), toy_data(data), out, work=out.with_name(f"{out.name}-work"))
 
 
 if __name__ == "__main__":

@@ -142,8 +142,8 @@ def derive_table(
             if len(rows) >= part:
                 flush()
         flush()
-    if not total:
-        raise R2GenKGError(f"{mrconso}: no English name in it; is it MRCONSO.RRF?")
+        if not total:
+            raise R2GenKGError(f"{mrconso}: no English name in it; is it MRCONSO.RRF?")
     return total
 
 # %% ../../nbs/05_kg/01_linker.ipynb #tablelinker

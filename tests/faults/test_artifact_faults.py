@@ -1,8 +1,10 @@
-"""A generated campaign of damaged files against every reader behind the studies: configurations, annotations, graphs, scales, banks,
-classifiers, runs, labels, scores, answers, tables, checkpoints.
+"""A generated campaign of damaged files against every reader behind the studies.
 
-Each case ends in one of two ways, never in another exception: `R2GenKGError`, one line that names the file or its folder; or the
-reader's usual result, where the damage leaves a well-formed file behind (a digit that became another digit).
+Configurations, annotations, graphs, scales, banks, classifiers, runs, labels, scores, answers, tables, checkpoints.
+
+Each case ends in one of two ways, never in another exception: `R2GenKGError`, one line that names the file or its
+folder; or the reader's usual result, where the damage leaves a well-formed file behind (a digit that became another
+digit).
 """
 
 import json
@@ -41,13 +43,14 @@ from r2genkg.model.model import R2GenKG
 from r2genkg.phantom.phantoms import load_masks, write_phantoms
 from r2genkg.data.tabular import csv_table
 from r2genkg.model.qformer import read_tensors
-from r2genkg.use.report import load_run
+from r2genkg.use.report import token_table
+from r2genkg.training.run import Run
 from r2genkg.training.tables import run_stats
 from r2genkg.core.weights import load_tensors
 from r2genkg.training.train import load_trainable, trainable_state
 from r2genkg.vision.vision_tokens import VisionTokens
 
-from toy_run import TEXTS, run as train_toy, toy_data
+from toy_run import TEXTS, toy_data
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # libraries warn of odd values before they fail
 
@@ -65,10 +68,11 @@ class Reader:
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory) -> Path:
+def sound_folder(toy, tmp_path_factory) -> Path:
     """A trained toy run and its stages' artifacts."""
     folder = tmp_path_factory.mktemp("sound")
-    train_toy(folder / "data", folder / "run", ["train.epochs=1", "train.evals_per_epoch=0"])
+    shutil.copytree(toy.parent / "data", folder / "data")
+    shutil.copytree(toy, folder / "run")
     data = toy_data(folder / "data")
     data.graph.save(folder / "m3kg")
     data.tokens.save(folder / "bank")
@@ -92,8 +96,9 @@ def toy(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sound(toy) -> dict[str, Reader]:
+def sound(sound_folder) -> dict[str, Reader]:
     """Every reader with a sound example."""
+    toy = sound_folder
     f = toy / "files"
     f.mkdir()
     graph = M3KG.load(toy / "m3kg")
@@ -246,7 +251,7 @@ def sound(toy) -> dict[str, Reader]:
         "classifier": Reader(
             toy / "data" / "classifier", ("config.json", "model.safetensors"), SwinClassifier.load
         ),
-        "run": Reader(toy / "run", run, load_run),
+        "run": Reader(toy / "run", run, lambda p: token_table(Run(p))),
         "predictions": Reader(toy / "run", ("predictions.jsonl",), run_stats),
         "stages": Reader(toy / "run", ("stages.json",), stages_or_missing),
         "stamp": Reader(
@@ -329,10 +334,10 @@ def attempt(reader: Reader, copy: Path, what: str) -> str:
     try:
         reader.read(copy)
     except R2GenKGError as e:
-        told = str(e)
-        assert "\n" not in told and len(told) < 900, told
-        assert copy.name in told or copy.parent.name in told or str(copy) in told, (
-            f"{what}: the fault names no file: {told}"
+        message = str(e)
+        assert "\n" not in message and len(message) < 900, message
+        assert copy.name in message or copy.parent.name in message or str(copy) in message, (
+            f"{what}: the fault names no file: {message}"
         )
         return "refused"
     return "read"
@@ -351,12 +356,12 @@ def test_truncated(sound, tmp_path, name, part):
     for copy, file in copies(sound[name], tmp_path):
         content = file.read_bytes()
         file.write_bytes(content[: max(len(content) * part // 12 - part % 3, 0)])
-        told = attempt(sound[name], copy, file.name)
+        message = attempt(sound[name], copy, file.name)
         if file.suffix in (".parquet", ".safetensors", ".pth", ".json") and file.name not in (
             "labels.json",
             "made_from.json",
         ):
-            assert told == "refused", file.name
+            assert message == "refused", file.name
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -412,6 +417,6 @@ def test_missing_and_folder(sound, tmp_path, name, state):
         file.unlink()
         if state == "a folder":
             file.mkdir()
-        told = attempt(sound[name], copy, f"{file.name} {state}")
+        message = attempt(sound[name], copy, f"{file.name} {state}")
         if name not in ("stamp",):
-            assert told == "refused", file.name
+            assert message == "refused", file.name

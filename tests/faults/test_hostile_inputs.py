@@ -1,4 +1,6 @@
-"""Inputs made to do harm: pickles that run programs, archives that climb or burst, answers of a model gone astray, markup in reports.
+"""Inputs made to do harm.
+
+Pickles that run programs, archives that climb or burst, answers of a model gone astray, markup in reports.
 
 Nothing is executed, nothing is written outside its folder, and every page shows markup as text.
 """
@@ -23,12 +25,13 @@ from r2genkg.data.archives import MAX_MEMBER, unpack
 from r2genkg.extraction.repair import known_relation
 from r2genkg.model.qformer import read_tensors
 from r2genkg.data.annotation import SentenceAnnotation
-from r2genkg.use.report import Explained, GeneratedReport, RetrievedToken, page, page_of, write_reports
+from r2genkg.use.report import Explained, GeneratedReport, RetrievedToken, BankToken
 from r2genkg.use.evidence import SentenceEvidence
 from r2genkg.core.weights import load_tensors
 from r2genkg.vision.token_audit import Retrieval, audit_form
 from r2genkg.vision.vision_tokens import TOKEN_COLUMNS, VisionTokens
 from r2genkg.extraction.llm_answers import UnusableAnswer, read_entities, read_relations
+from r2genkg.use.pages import page, page_of, write_reports
 
 import numpy as np
 import pandas as pd
@@ -36,7 +39,7 @@ import pytest
 import torch
 
 
-# --- pickles that run programs ------------------------------------------------------------------------------------------
+# --- pickles that run programs --------------------------------------------------------------------
 
 
 class Harm:
@@ -96,7 +99,7 @@ def test_pickle_is_not_executed(tmp_path, kind, form, place):
         assert not mark.exists(), f"{read.__name__} ran the program in {name}"
 
 
-# --- archives that climb, link, burst -----------------------------------------------------------------------------------
+# --- archives that climb, link, burst -------------------------------------------------------------
 
 
 def entry(name: str, data: bytes = b"x", **fields) -> tuple[tarfile.TarInfo, bytes]:
@@ -174,7 +177,7 @@ def test_archive_is_refused_whole(tmp_path, kind):
     assert not Path("/tmp/r2genkg_evil.xml").exists() and not Path("/tmp/evil.xml").exists()
 
 
-# --- answers of a language model ----------------------------------------------------------------------------------------
+# --- answers of a language model ------------------------------------------------------------------
 
 SENTENCES = ["Small left pleural effusion.", "No pneumothorax."]
 ASKED = {
@@ -317,7 +320,7 @@ def test_answers_spoilt_at_random(seed):
         pass
 
 
-# --- markup and control characters in everything that a page shows ------------------------------------------------------
+# --- markup and control characters in everything that a page shows --------------------------------
 
 MARKUP = {
     "script": "<script>alert(1)</script>",
@@ -438,7 +441,7 @@ def explained(text: str) -> Explained:
         [sentence],
         film,
         [],
-        {0: {"study": text, "label": text, "box": (0, 0, 4, 4), "picture": film[:4, :4]}},
+        {0: BankToken(text, text, (0, 0, 4, 4), film[:4, :4])},
     )
 
 
@@ -501,10 +504,9 @@ def test_demo_page_shows_markup_as_text(kind):
 
 @pytest.mark.parametrize("kind", MARKUP)
 def test_page_of_the_app(tmp_path, kind, monkeypatch):
-    from r2genkg.use import app
-    from r2genkg.use import report
+    from r2genkg.use import app, pages
 
-    monkeypatch.setattr(report, "run_notes", lambda run: [MARKUP[kind]])
+    monkeypatch.setattr(pages, "run_notes", lambda run: [MARKUP[kind]])
     inner = page_of([explained(MARKUP[kind])], MARKUP[kind], tmp_path)
     harmless(inner, 0)
     seen = Audit(app.framed(inner, MARKUP[kind]))

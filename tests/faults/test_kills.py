@@ -15,41 +15,8 @@ import pytest
 from safetensors import safe_open
 
 from jobs import job
+from tiny_demo import TINY
 
-TINY = [
-    arg
-    for change in (
-        "studies.n_train=24",
-        "studies.n_val=2",
-        "studies.n_test=8",
-        "studies.image_size=56",
-        "tokens.patch=8",
-        "graph.corpora=[studies]",
-        "graph.min_count=1",
-        "scales.sizes=[10,15,20,25,30]",
-        "classifier.patch_size=4",
-        "classifier.embed_dim=24",
-        "classifier.epochs=1",
-        "tokens.threshold=0.3",
-        "tokens.max_per_label=6",
-        "llm.pretrain_epochs=1",
-        "llm.hidden=48",
-        "llm.layers=2",
-        "llm.ff=96",
-        "llm.vocab=400",
-        "model.dim=48",
-        "model.dim_gcn=24",
-        "model.qformer_ff=48",
-        "model.fuser_ff=48",
-        "train.epochs=2",
-        "train.batch_size=4",
-        "train.save_steps=2",
-        "train.target_length=30",
-        "decode.beams=1",
-        "decode.max_new_tokens=24",
-    )
-    for arg in ("--set", change)
-]
 GRID = "preset: demo\nseeds: [42]\nvariants: {full: [], zero-KG: [model.use_graph=false]}\n"
 #: What tells times, or holds what tells them: the page, pictures, the trainer's log, measured speed, and hidden work.
 TIMED = ("index.html", "history.json", ".png", ".svg", ".pdf")
@@ -116,21 +83,21 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def killed(processes, args: list[str], folder: Path, seconds: float, kills: int) -> str:
-    """Kill the command at random moments, then let it finish. Tells the moments, and what was there each time."""
-    told = []
+    """Kill the command at random moments, then let it finish. Returns the moments."""
+    moments = []
     for n in range(kills):
         moment = seconds / kills * (n + random.random()) if n else seconds * random.random() * 0.6
         code, _ = command(processes, args, folder, max(moment, 0.05))
-        told.append(f"{moment:.2f} s -> {code}")
+        moments.append(f"{moment:.2f} s -> {code}")
         assert code in (-signal.SIGKILL, 0)
     whole(processes, args, folder)
-    assert not list(folder.parent.rglob("*.partial-*")), f"killed at {told}"
-    return ", ".join(told)
+    assert not list(folder.parent.rglob("*.partial-*")), f"killed at {moments}"
+    return ", ".join(moments)
 
 
-def same(found: dict[str, str], wanted: dict[str, str], told: str) -> None:
+def same(found: dict[str, str], wanted: dict[str, str], moments: str) -> None:
     differing = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
-    assert not differing, f"killed at {told}: {differing[:6]}"
+    assert not differing, f"killed at {moments}: {differing[:6]}"
 
 
 @pytest.fixture(scope="module")
@@ -142,14 +109,16 @@ def demo(processes, tmp_path_factory) -> tuple[Path, float]:
 
 def test_demo(processes, demo, tmp_path):
     reference, seconds = demo
-    told = killed(processes, ["demo", "--out", tmp_path / "d", *TINY], tmp_path / "d", seconds, 2)
-    same(contents(tmp_path / "d"), contents(reference), told)
+    moments = killed(
+        processes, ["demo", "--out", tmp_path / "d", *TINY], tmp_path / "d", seconds, 2
+    )
+    same(contents(tmp_path / "d"), contents(reference), moments)
     assert (tmp_path / "d" / "index.html").stat().st_size > 100_000
 
 
 def test_train(processes, demo, tmp_path):
     reference, seconds = demo
-    told = killed(
+    moments = killed(
         processes, ["train", "--out", tmp_path / "t", *TINY], tmp_path / "t", seconds / 2, 2
     )
     wanted = {
@@ -158,7 +127,7 @@ def test_train(processes, demo, tmp_path):
         if k.partition("/")[0]
         in ("studies", "m3kg", "scales", "classifier", "vision_tokens", "run")
     }
-    same(contents(tmp_path / "t"), wanted, told)
+    same(contents(tmp_path / "t"), wanted, moments)
 
 
 def test_tables(processes, demo, tmp_path):
@@ -175,7 +144,7 @@ def test_tables(processes, demo, tmp_path):
         *TINY,
         "--out",
     ]
-    told = killed(processes, [*args, tmp_path / "g"], tmp_path / "g", seconds, 2)
+    moments = killed(processes, [*args, tmp_path / "g"], tmp_path / "g", seconds, 2)
     found = contents(tmp_path / "g")
     tables = {k for k in found if k.startswith("tables/")}
     same(
@@ -185,7 +154,7 @@ def test_tables(processes, demo, tmp_path):
             for k, v in contents(reference).items()
             if not k.startswith("figures") and k != "summary.json"
         },
-        told,
+        moments,
     )
     assert (
         "tables/table1_results.md" in tables
@@ -218,5 +187,5 @@ def test_kg_build(processes, tmp_path):
     ).to_csv(tmp_path / "r.csv", index=False)
     args = ["kg", "build", "--studies", tmp_path / "r.csv", "--out"]
     seconds = whole(processes, [*args, tmp_path / "whole"], tmp_path / "whole")
-    told = killed(processes, [*args, tmp_path / "g"], tmp_path / "g", seconds, 5)
-    same(contents(tmp_path / "g"), contents(tmp_path / "whole"), told)
+    moments = killed(processes, [*args, tmp_path / "g"], tmp_path / "g", seconds, 5)
+    same(contents(tmp_path / "g"), contents(tmp_path / "whole"), moments)

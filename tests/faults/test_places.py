@@ -1,4 +1,4 @@
-"""Places that cannot be written: a full disk, a read-only one, a limit on files, a file in the way, another run in the folder.
+"""Places that cannot be written: a full or read-only disk, a limit on files, a file or another run in the way.
 
 One line says what is wrong, nothing half written stays, and the same command completes once the place is mended.
 """
@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from jobs import job, limited_job
-from test_kills import TINY, command
+from test_kills import command
+from tiny_demo import TINY
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +106,9 @@ def refused(processes, args: list, log: Path) -> str:
     """The one line with which a command ends."""
     log.with_suffix(".log").unlink(missing_ok=True)
     code, _ = command(processes, args, log)
-    told = log.with_suffix(".log").read_text()
-    assert code == 1 and "Traceback" not in told, f"exit {code}\n{told[-3000:]}"
-    return told.strip().splitlines()[-1]
+    message = log.with_suffix(".log").read_text()
+    assert code == 1 and "Traceback" not in message, f"exit {code}\n{message[-3000:]}"
+    return message.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -125,8 +126,8 @@ def refused(processes, args: list, log: Path) -> str:
 )
 def test_full_disk(processes, inputs, disk, tmp_path, size, name):
     out = disk(size)
-    told = refused(processes, commands(inputs, out)[name], tmp_path / "c")
-    assert told.startswith("r2genkg: ") and "No space left" in told, told
+    message = refused(processes, commands(inputs, out)[name], tmp_path / "c")
+    assert message.startswith("r2genkg: ") and "No space left" in message, message
     if name != "train":
         assert not [p for p in out.rglob("*") if p.is_file()]
     assert not list(out.rglob("*.partial-*"))
@@ -141,15 +142,15 @@ def test_full_disk(processes, inputs, disk, tmp_path, size, name):
 def test_read_only_disk(processes, inputs, disk, tmp_path, name):
     disk("1m")
     out = disk("1m", "ro")
-    told = refused(processes, commands(inputs, out)[name], tmp_path / "c")
-    assert "Read-only file system" in told and str(out) in told, told
+    message = refused(processes, commands(inputs, out)[name], tmp_path / "c")
+    assert "Read-only file system" in message and str(out) in message, message
 
 
 @pytest.mark.parametrize("name", ["kg build", "label", "annotate", "prepare", "train"])
 def test_a_file_in_the_way(processes, inputs, tmp_path, name):
     (tmp_path / "out").write_text("a file")
-    told = refused(processes, commands(inputs, tmp_path / "out")[name], tmp_path / "c")
-    assert str(tmp_path / "out") in told and (tmp_path / "out").read_text() == "a file"
+    message = refused(processes, commands(inputs, tmp_path / "out")[name], tmp_path / "c")
+    assert str(tmp_path / "out") in message and (tmp_path / "out").read_text() == "a file"
 
 
 @pytest.mark.parametrize("name", ["kg build", "annotate", "prepare", "train", "export"])
@@ -170,10 +171,10 @@ def test_a_users_folder_in_the_way(processes, inputs, tmp_path, name):
         if name == "export"
         else commands(inputs, tmp_path)[name]
     )
-    told = refused(processes, given, tmp_path / "c")
-    assert told.startswith(f"r2genkg: {tmp_path / out}: ") and (
-        "would be lost" in told or "is a folder; name a file" in told
-    ), told
+    message = refused(processes, given, tmp_path / "c")
+    assert message.startswith(f"r2genkg: {tmp_path / out}: ") and (
+        "would be lost" in message or "is a folder; name a file" in message
+    ), message
     assert {p.relative_to(tmp_path / out) for p in (tmp_path / out).rglob("*")} == {
         p.relative_to(inputs / "iu") for p in (inputs / "iu").rglob("*")
     }
@@ -190,12 +191,12 @@ def test_limit_on_files(processes, inputs, tmp_path, name, limit):
     )
     process.start()
     process.join(200)
-    told = (tmp_path / "c.log").read_text()
+    message = (tmp_path / "c.log").read_text()
     assert (
         process.exitcode == 1
-        and "Traceback" not in told
-        and "File too large" in told.strip().splitlines()[-1]
-    ), told[-2000:]
+        and "Traceback" not in message
+        and "File too large" in message.strip().splitlines()[-1]
+    ), message[-2000:]
     assert not list(tmp_path.rglob("*.partial-*")) and resource.RLIMIT_FSIZE is not None
 
 
@@ -206,10 +207,12 @@ def test_second_run_in_a_folder_is_refused(processes, tmp_path):
     until = time.time() + 60
     while not (tmp_path / "run" / ".lock").exists() and time.time() < until:
         time.sleep(0.02)
-    os.kill(first.pid, signal.SIGSTOP)  # it holds the folder until both others were told
+    os.kill(first.pid, signal.SIGSTOP)  # it holds the folder until both others were message
     for other in (args, ["demo", "--out", tmp_path / "run", *TINY]):
-        told = refused(processes, other, tmp_path / "second")
-        assert "another run is working in this folder" in told and str(tmp_path / "run") in told
+        message = refused(processes, other, tmp_path / "second")
+        assert (
+            "another run is working in this folder" in message and str(tmp_path / "run") in message
+        )
     assert first.is_alive()
     first.kill()
     first.join(60)

@@ -37,8 +37,10 @@ CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 def xml(n: int = 1, findings: str = "The lungs are clear. No effusion.") -> bytes:
     return (
-        f'<?xml version="1.0" encoding="utf-8"?>\n<eCitation><uId id="CXR{n}"/><Abstract><AbstractText Label="FINDINGS">{findings}'
-        f'</AbstractText><AbstractText Label="IMPRESSION">Normal.</AbstractText></Abstract><parentImage id="CXR{n}_1"/></eCitation>'
+        f'<?xml version="1.0" encoding="utf-8"?>\n<eCitation><uId id="CXR{n}"/><Abstract>'
+        f'<AbstractText Label="FINDINGS">{findings}</AbstractText>'
+        f'<AbstractText Label="IMPRESSION">Normal.</AbstractText></Abstract>'
+        f'<parentImage id="CXR{n}_1"/></eCitation>'
     ).encode()
 
 
@@ -72,7 +74,10 @@ def parquet(folder: Path) -> bytes:
 
 
 R2GEN = json.dumps({"train": [study(1), study(2)], "val": [study(3)], "test": [study(4)]}).encode()
-OPENI = b'uid,findings,impression\n1,"The lungs are clear, both.",Normal.\n2,Large heart.,Cardiomegaly.\n3,"Small ""left"" effusion.",x\n'
+OPENI = (
+    b'uid,findings,impression\n1,"The lungs are clear, both.",Normal.\n'
+    b'2,Large heart.,Cardiomegaly.\n3,"Small ""left"" effusion.",x\n'
+)
 VIEWS = b"uid,filename,projection\n1,1_a.png,Lateral\n1,1_b.png,Frontal\n2,2_a.png,Frontal\n"
 PLUS = (
     b"path_to_image,deid_patient_id,section_findings,split\ntrain/p1/s1/v1.jpg,p1,Lungs are clear.,train\n"
@@ -176,9 +181,9 @@ def test_whole_file_is_read(tmp_path, name):
 def test_truncated(tmp_path, name, part):
     content = base(tmp_path / "base", name)
     length = len(content) * part // 12 - (part % 3)  # not always at a line's end
-    told = attempt(tmp_path, name, content[: max(length, 0)])
+    message = attempt(tmp_path, name, content[: max(length, 0)])
     if name in REFUSED_WHEN_CUT:
-        assert told == "refused"
+        assert message == "refused"
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -194,9 +199,9 @@ def test_flipped_bytes(tmp_path, name, seed):
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "cp500", "utf-8-sig"])
 @pytest.mark.parametrize("name", TEXTS)
 def test_other_encodings(tmp_path, name, encoding):
-    told = attempt(tmp_path, name, base(tmp_path / "base", name).decode().encode(encoding))
+    message = attempt(tmp_path, name, base(tmp_path / "base", name).decode().encode(encoding))
     if name.endswith(".csv"):
-        assert told == ("read" if encoding == "utf-8-sig" else "refused")
+        assert message == ("read" if encoding == "utf-8-sig" else "refused")
 
 
 @pytest.mark.parametrize(
@@ -214,8 +219,8 @@ def test_other_encodings(tmp_path, name, encoding):
 )
 @pytest.mark.parametrize("name", BASES)
 def test_something_else_altogether(tmp_path, name, fill):
-    told = attempt(tmp_path, name, fill)
-    assert told == "refused" or (
+    message = attempt(tmp_path, name, fill)
+    assert message == "refused" or (
         name == "labels.json" and not fill.strip()
     )  # no label line at all is read as no labels
 
@@ -241,11 +246,13 @@ def test_wrong_types_in_json(tmp_path, field, value):
         if "[" not in field
         else study(1, image_path=[VALUES[value]])
     )
-    told = attempt(tmp_path, "annotation.json", json.dumps({"train": [broken, study(2)]}).encode())
+    message = attempt(
+        tmp_path, "annotation.json", json.dumps({"train": [broken, study(2)]}).encode()
+    )
     if value == "object" or (value == "fraction" and field != "image_path[0]"):
-        assert told == "refused"
+        assert message == "refused"
     if field == "report" and value in ("null", "NaN", "blank"):
-        assert told == "read"  # dropped and counted
+        assert message == "read"  # dropped and counted
 
 
 @pytest.mark.parametrize(
@@ -314,9 +321,9 @@ def test_hostile_text(tmp_path, name, kind):
     }[name]().encode("utf-8", "surrogatepass")
     if name == "reports.tgz":
         content = tgz({"1.xml": xml(1, "" if kind == "surrogate" else text.replace("&", "&amp;"))})
-    told = attempt(tmp_path, name, content)
+    message = attempt(tmp_path, name, content)
     if kind in ("html", "rtl", "formula", "format") and "xml" not in name and name != "reports.tgz":
-        assert told == "read"
+        assert message == "read"
 
 
 CLIMBING = [
@@ -371,9 +378,9 @@ def test_paths_that_leave_the_folder(tmp_path, name, path):
             "plus.csv": f"path_to_image,deid_patient_id,section_findings\n{path},p,Lungs are clear.\n",
             "1.xml": xml().decode().replace("CXR1_1", path.removesuffix(".png")),
         }[name].encode()
-    told = attempt(tmp_path, name, content)
+    message = attempt(tmp_path, name, content)
     if ".." in path and (name, path) not in {("1.xml", ".."), ("plus.csv", "..")}:
-        assert told == "refused"
+        assert message == "refused"
 
 
 ARCHIVES = {
@@ -400,13 +407,13 @@ def damaged_header() -> bytes:
 
 @pytest.mark.parametrize("kind", ARCHIVES)
 def test_archives(tmp_path, kind):
-    told = attempt(tmp_path, "reports.tgz", ARCHIVES[kind]())
+    message = attempt(tmp_path, "reports.tgz", ARCHIVES[kind]())
     if kind == "members climb":
         assert (
-            told == "read" and not (tmp_path.parent / "1.xml").exists()
+            message == "read" and not (tmp_path.parent / "1.xml").exists()
         )  # nothing is unpacked to disk
     elif kind not in ("no report", "gzip of nothing"):
-        assert told == "refused"
+        assert message == "refused"
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -496,7 +503,7 @@ def test_png_whose_pixels_unpack_to_far_more(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "tags, told",
+    "tags, message",
     [
         (dict(Rows=60_000, Columns=60_000), "3,?600,?000,?000|60000 x 60000"),
         (dict(NumberOfFrames=5), "5 frames"),
@@ -507,9 +514,9 @@ def test_png_whose_pixels_unpack_to_far_more(tmp_path):
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_odd_dicom(tmp_path, tags, told):
+def test_odd_dicom(tmp_path, tags, message):
     (tmp_path / "odd.dcm").write_bytes(picture("dcm", **tags))
-    with pytest.raises(R2GenKGError, match=told) as caught:
+    with pytest.raises(R2GenKGError, match=message) as caught:
         read_image(tmp_path / "odd.dcm")
     assert "odd.dcm" in str(caught.value) and "\n" not in str(caught.value)
 

@@ -17,7 +17,7 @@ from r2genkg.training.grid import Grid, Variant, grid_jobs, grid_names, latex, l
 from r2genkg.use.figures import run_figures, study_figures
 from r2genkg.training.pipeline import STAGES, run_pipeline, stage_hash
 from r2genkg.use.stress_tests import edge_weight, predict_reports, score, weaken
-from r2genkg.use.report import load_run
+from r2genkg.training.run import Run
 from r2genkg.scores.significance import compare
 from r2genkg.data.study import load_studies
 
@@ -305,7 +305,7 @@ def test_reported_numbers_have_sources():
 
 
 def test_probes_of_a_run(outcomes, root):
-    model, _ = load_run(outcomes[0].run)
+    model = Run(outcomes[0].run).model
     test = [s for s in load_studies(root / "studies" / "studies.parquet") if s.split == "test"]
     plain = predict_reports(model, test)
     stored = pd.read_json(outcomes[0].run / "predictions.jsonl", lines=True)
@@ -322,7 +322,7 @@ def test_probes_of_a_run(outcomes, root):
         and predict_reports(model, test).hypos == plain.hypos
     )
     assert abs(predict_reports(model, test, weaken(1.0)).kg2v_entropy - plain.kg2v_entropy) > 1e-6
-    zero, _ = load_run(outcomes[2].run)
+    zero = Run(outcomes[2].run).model
     with pytest.raises(R2GenKGError, match="use_graph"), edge_weight(zero, 2):
         pass
     assert np.isnan(predict_reports(zero, test[:2]).kg2v_entropy)

@@ -10,36 +10,32 @@ from PIL import Image
 from r2genkg.core.files import R2GenKGError
 
 from browser import open_page
-from toy_run import run as train_toy
 
 pytest.importorskip("gradio", reason='Gradio is not installed: pip install "r2genkg[app]"')
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory) -> tuple[str, Path]:
-    """A served app with two toy runs, and a folder with a film."""
+def address(toy, zero_kg, tmp_path_factory) -> tuple[str, Path]:
+    """A served app with two toy runs, and a folder with an image."""
     from r2genkg.use.app import serve
 
     folder = tmp_path_factory.mktemp("app")
-    shared = ["train.epochs=1", "train.evals_per_epoch=0"]
-    train_toy(folder / "data", folder / "with-graph", shared)
-    train_toy(folder / "data", folder / "zero", [*shared, "model.use_graph=false"])
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 60), dtype=np.uint8)).save(
-        folder / "film.png"
+        folder / "chest.png"
     )
     (folder / "broken.dcm").write_bytes(b"nothing")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    app = serve([folder / "with-graph", folder / "zero"], port=port, block=False)
+    app = serve([toy, zero_kg], port=port, block=False)
     yield f"http://127.0.0.1:{port}", folder
     app.close()
 
 
-def _generate(page, film: Path, column: str = "A"):
-    page.set_input_files("#film input[type=file]", film)
+def _generate(page, image: Path, column: str = "A"):
+    page.set_input_files("#image input[type=file]", image)
     page.wait_for_selector(
-        f"#film td[aria-label='{film.name}']"
+        f"#image td[aria-label='{image.name}']"
     )  # the line of progress, which has the name too, may be gone before it is seen
     page.click("#generate")
     page.wait_for_selector(f"#report-{column} iframe", timeout=60_000)
@@ -51,7 +47,7 @@ def test_upload_generate_compare(address, tmp_path):
     with open_page(1400, 1200) as page:
         page.goto(url)
         page.wait_for_selector("#nodes-A input", timeout=60_000)
-        report = _generate(page, folder / "film.png")
+        report = _generate(page, folder / "chest.png")
         assert "not for clinical use" in page.inner_text("body")
         assert (
             "with-graph, 10 of 10 graph nodes" in report.locator("body").inner_text()
@@ -74,7 +70,7 @@ def test_fewer_nodes(address):
         box.press("Tab")
         assert (
             "with-graph, 3 of 10 graph nodes"
-            in _generate(page, folder / "film.png").locator("body").inner_text()
+            in _generate(page, folder / "chest.png").locator("body").inner_text()
         )
 
 
@@ -95,7 +91,7 @@ def test_a_run_against_itself_with_fewer_nodes(address):
         box.press("Tab")
         assert (
             "with-graph, 2 of 10 graph nodes"
-            in _generate(page, folder / "film.png", "B").locator("body").inner_text()
+            in _generate(page, folder / "chest.png", "B").locator("body").inner_text()
         )
         assert (
             "with-graph, 10 of 10 graph nodes"
@@ -110,8 +106,8 @@ def test_faults_are_one_line(address):
         page.wait_for_selector("#nodes-A input", timeout=60_000)
         page.click("#generate")
         page.wait_for_selector("text=choose an image first")
-        page.set_input_files("#film input[type=file]", folder / "broken.dcm")
-        page.wait_for_selector("#film td[aria-label='broken.dcm']")
+        page.set_input_files("#image input[type=file]", folder / "broken.dcm")
+        page.wait_for_selector("#image td[aria-label='broken.dcm']")
         page.click("#generate")
         page.wait_for_selector("text=image cannot be decoded")
 
@@ -126,11 +122,11 @@ def test_only_this_machine_is_served(address):
         assert s.connect_ex((other, int(url.rsplit(":", 1)[1]))) != 0
 
 
-def test_faults_at_the_start(address, tmp_path):
+def test_faults_at_the_start(address, zero_kg, tmp_path):
     from r2genkg.use.app import serve
 
-    url, folder = address
+    url, _ = address
     with pytest.raises(R2GenKGError, match="not a run folder"):
         serve([tmp_path])
     with pytest.raises(R2GenKGError, match="--port"):
-        serve([folder / "zero"], port=int(url.rsplit(":", 1)[1]), block=False)
+        serve([zero_kg], port=int(url.rsplit(":", 1)[1]), block=False)

@@ -1,6 +1,6 @@
 """Notebooks as a reader opens them: in JupyterLab, in headless Chromium, run from top to bottom, with a screenshot.
 
-Opt-in, because it takes a minute or two:  R2GENKG_NOTEBOOKS=1 python -m pytest tests/test_browser.py
+Opt-in, because it takes a minute or two:  R2GENKG_NOTEBOOKS=1 python -m pytest tests/use/test_browser.py
 R2GENKG_SCREENSHOTS=FOLDER keeps the pictures.
 """
 
@@ -21,7 +21,7 @@ from browser import chromium, open_page
 nbformat = pytest.importorskip("nbformat")
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "nbs"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
-SHOWN = ("61_report.ipynb", "57_visualize.ipynb", "tutorials/use_the_modules.ipynb")
+SHOWN = ("10_use/04_report.ipynb", "10_use/00_plots.ipynb", "tutorials/use_the_modules.ipynb")
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("R2GENKG_NOTEBOOKS"),
@@ -112,8 +112,10 @@ def test_notebook_runs_in_jupyterlab(lab, name, tmp_path):
         )
         page.wait_for_function(
             """() => {
-            const cells = [...window.jupyterapp.shell.currentWidget.content.model.cells].filter(c => c.type === 'code' && c.sharedModel.getSource().trim());
-            const failed = cells.some(c => [...Array(c.outputs.length).keys()].some(i => c.outputs.get(i).type === 'error'));
+            const all = [...window.jupyterapp.shell.currentWidget.content.model.cells];
+            const cells = all.filter(c => c.type === 'code' && c.sharedModel.getSource().trim());
+            const faults = c => [...Array(c.outputs.length).keys()].filter(i => c.outputs.get(i).type === 'error');
+            const failed = cells.some(c => faults(c).length);
             return failed || cells.every(c => c.executionCount !== null);
         }""",
             timeout=300_000,
@@ -121,7 +123,8 @@ def test_notebook_runs_in_jupyterlab(lab, name, tmp_path):
         page.evaluate("async () => await window.jupyterapp.commands.execute('docmanager:save')")
         for place, cell in (("top", "0"), ("end", "p.widgets.length - 1")):
             page.evaluate(
-                f"() => {{ const p = window.jupyterapp.shell.currentWidget.content; p.activeCellIndex = {cell}; p.scrollToItem({cell}); }}"
+                "() => { const p = window.jupyterapp.shell.currentWidget.content; "
+                f"p.activeCellIndex = {cell}; p.scrollToItem({cell}); }}"
             )
             page.wait_for_timeout(1500)
             page.screenshot(path=shots / f"{Path(name).stem}-{place}.png")

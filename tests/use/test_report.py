@@ -14,31 +14,17 @@ from PIL import Image
 
 from r2genkg.data.study import LABELS
 from r2genkg.core.files import R2GenKGError
-from r2genkg.use.report import (
-    RUN_FILES,
-    Reporter,
-    find_films,
-    report_files,
-    report_images,
-    run_folder,
-    write_reports,
-)
+from r2genkg.training.run import RUN_FILES, run_folder
+from r2genkg.use.pages import write_reports
+from r2genkg.use.report import Reporter
+from r2genkg.use.report_files import find_images, report_files, report_images
 
 from browser import open_page
-from toy_run import run as train_toy
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory) -> Path:
-    """A trained toy run."""
-    folder = tmp_path_factory.mktemp("toy")
-    train_toy(folder / "data", folder / "run", ["train.epochs=1", "train.evals_per_epoch=0"])
-    return folder / "run"
 
 
 @pytest.fixture
-def films(tmp_path) -> Path:
-    """Films as an archive exports them: a PNG, a JPEG, a DICOM without suffix, and what is no film."""
+def export(tmp_path) -> Path:
+    """Films as an archive exports them: a PNG, a JPEG, a DICOM without suffix, and what is no image."""
     import pydicom
     from pydicom.dataset import FileDataset, FileMetaDataset
 
@@ -68,8 +54,8 @@ def films(tmp_path) -> Path:
     return folder
 
 
-def test_folder_of_films_becomes_a_page(toy, films, tmp_path, caplog):
-    texts = report_files([films], toy, tmp_path / "r.html")
+def test_folder_of_images_becomes_a_page(toy, export, tmp_path, caplog):
+    texts = report_files([export], toy, tmp_path / "r.html")
     assert set(texts) == {"a.png", "b.jpg", "IM0001"}
     assert "DICOMDIR" in caplog.text and "notes.txt" in caplog.text
     html = (tmp_path / "r.html").read_text()
@@ -78,18 +64,18 @@ def test_folder_of_films_becomes_a_page(toy, films, tmp_path, caplog):
     assert html.count("data:image/png;base64,") >= 3 * 2
 
 
-def test_content_decides_what_is_a_film(films):
-    """Archives name DICOM files by UID or .IMA; what is passed over is told, one line each, without control characters."""
-    series = films / "series"
+def test_content_decides_what_is_an_image(export):
+    """Archives name DICOM files by UID or .IMA; what is passed over is listed, one line each."""
+    series = export / "series"
     (series / "IM0001").rename(series / "1.2.276.0.7230010.3")
     for name in ("a.IMA", "b.jpe"):
         (series / name).write_bytes(
             (series / ("b.jpg" if name == "b.jpe" else "1.2.276.0.7230010.3")).read_bytes()
         )
-    (films / "gone.png").symlink_to("nothing")
-    (films / "linked").symlink_to(series, target_is_directory=True)
-    os.mkfifo(films / "pipe")
-    found, skipped = find_films([films])
+    (export / "gone.png").symlink_to("nothing")
+    (export / "linked").symlink_to(series, target_is_directory=True)
+    os.mkfifo(export / "pipe")
+    found, skipped = find_images([export])
     assert set(found) == {"a.png", "b.jpg", "b.jpe", "a.IMA", "1.2.276.0.7230010.3"}
     assert {Path(s.split(": ")[0]).name for s in skipped} == {
         "gone.png",
@@ -101,17 +87,17 @@ def test_content_decides_what_is_a_film(films):
 
 
 @pytest.mark.parametrize("suffix", ["html", "json", "txt"])
-def test_a_name_that_is_not_utf8_loses_nothing(toy, films, tmp_path, suffix, caplog):
-    os.symlink(films / "a.png", os.fsencode(films) + b"/bad\xff.png")
-    Path(films, "no\x1b[31m\nfilm").write_text("not an image")
-    texts = report_files([films], toy, tmp_path / f"r.{suffix}")
+def test_a_name_that_is_not_utf8_loses_nothing(toy, export, tmp_path, suffix, caplog):
+    os.symlink(export / "a.png", os.fsencode(export) + b"/bad\xff.png")
+    Path(export, "no\x1b[31m\nfilm").write_text("not an image")
+    texts = report_files([export], toy, tmp_path / f"r.{suffix}")
     assert set(texts) == {"a.png", "b.jpg", "IM0001", "bad\\xff.png"}
     assert "bad" in (tmp_path / f"r.{suffix}").read_text(encoding="utf-8")
     assert "\x1b" not in caplog.text and "no\ufffd[31m film: not a PNG" in caplog.text
 
 
-def test_reports_are_not_kept_in_memory(toy, films, tmp_path, monkeypatch):
-    """A page, a file or a list of texts is made of any number of films; at most the report before is still there."""
+def test_reports_are_not_kept_in_memory(toy, export, tmp_path, monkeypatch):
+    """A page, a file or a list of texts is made of any number of export; at most the report before is still there."""
     plain, made = Reporter.__call__, []
 
     def call(*args, **options):
@@ -122,12 +108,12 @@ def test_reports_are_not_kept_in_memory(toy, films, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Reporter, "__call__", call)
     for out in ("r.html", "r.json", "r.txt", None):
-        report_files([films], toy, out and tmp_path / out)
+        report_files([export], toy, out and tmp_path / out)
     assert len(made) == 4 * 3
 
 
-def test_json_holds_the_evidence(toy, films, tmp_path):
-    report_files([films / "a.png"], toy, tmp_path / "r.json")
+def test_json_holds_the_evidence(toy, export, tmp_path):
+    report_files([export / "a.png"], toy, tmp_path / "r.json")
     (stored,) = json.loads((tmp_path / "r.json").read_text())
     assert {name for name, _ in stored["labels"]} == set(LABELS) and len(stored["patches"]) == 6
     assert [e["sentence"] for e in stored["evidence"]] == stored["sentences"] and stored["evidence"]
@@ -150,59 +136,59 @@ def test_json_holds_the_evidence(toy, films, tmp_path):
         assert set(e["gradcam"]) <= set(e["labels"])
 
 
-def test_dicom_and_png_of_one_film_give_one_report(toy, films):
-    texts = report_files([films / "a.png", films / "series" / "IM0001"], toy)
+def test_dicom_and_png_of_one_image_give_one_report(toy, export):
+    texts = report_files([export / "a.png", export / "series" / "IM0001"], toy)
     assert texts["a.png"] == texts["IM0001"]  # MONOCHROME1 is inverted back
 
 
-def test_views_of_one_study(toy, films, tmp_path):
+def test_views_of_one_study(toy, export, tmp_path):
     texts = report_files(
-        [films / "a.png", films / "series" / "b.jpg"], toy, tmp_path / "r.html", one_study=True
+        [export / "a.png", export / "series" / "b.jpg"], toy, tmp_path / "r.html", one_study=True
     )
     assert (
         list(texts) == ["a.png, b.jpg"]
         and (tmp_path / "r.html").read_text().count('alt="further view"') == 1
     )
     (twice,) = report_images(
-        [films / "a.png", films / "series" / "IM0001"], toy, one_study=True
+        [export / "a.png", export / "series" / "IM0001"], toy, one_study=True
     )  # the mean of equal views is the view
-    assert twice.report.text == report_files([films / "a.png"], toy)["a.png"]
+    assert twice.report.text == report_files([export / "a.png"], toy)["a.png"]
 
 
-def test_text_and_printed_report(toy, films, tmp_path):
-    texts = report_files([films / "a.png"], toy, tmp_path / "r.txt")
+def test_text_and_printed_report(toy, export, tmp_path):
+    texts = report_files([export / "a.png"], toy, tmp_path / "r.txt")
     written = (tmp_path / "r.txt").read_text()
     assert texts["a.png"].split()[0] in written and "not for clinical use" in written
 
 
-def test_files_of_one_name_keep_their_folders(toy, films):
-    (films / "series" / "a.png").write_bytes((films / "a.png").read_bytes())
-    texts = report_files([films / "a.png", films / "series" / "a.png"], toy)
+def test_files_of_one_name_keep_their_folders(toy, export):
+    (export / "series" / "a.png").write_bytes((export / "a.png").read_bytes())
+    texts = report_files([export / "a.png", export / "series" / "a.png"], toy)
     assert len(texts) == 2 and all(name.endswith("a.png") for name in texts)
 
 
 @pytest.mark.parametrize(
-    "content, told", [(b"", "empty"), (b"\x89PNG\r\n", "x.png"), (b"<html>", "not a PNG")]
+    "content, fault", [(b"", "empty"), (b"\x89PNG\r\n", "x.png"), (b"<html>", "not a PNG")]
 )
-def test_a_damaged_file_stops_before_any_report(toy, films, tmp_path, content, told):
+def test_a_damaged_file_stops_before_any_report(toy, export, tmp_path, content, fault):
     (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(R2GenKGError, match=told):
-        report_files([films / "a.png", tmp_path / "x.png"], toy, tmp_path / "r.html")
+    with pytest.raises(R2GenKGError, match=fault):
+        report_files([export / "a.png", tmp_path / "x.png"], toy, tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
 
-def test_unusable_places(toy, films, tmp_path):
+def test_unusable_places(toy, export, tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "tokens.parquet").touch()
-    for paths, run, out, told in (
-        ([films / "a.png"], tmp_path / "none", None, "not a run"),
-        ([films / "a.png"], tmp_path / "half", None, "config.yaml is missing.*r2genkg train"),
+    for paths, run, out, fault in (
+        ([export / "a.png"], tmp_path / "none", None, "not a run"),
+        ([export / "a.png"], tmp_path / "half", None, "config.yaml is missing.*r2genkg train"),
         ([tmp_path / "none"], toy, None, "no PNG, JPEG or DICOM"),
-        ([films / "a.png"], toy, tmp_path / "r.pdf", r"\.html, \.json, \.txt"),
+        ([export / "a.png"], toy, tmp_path / "r.pdf", r"\.html, \.json, \.txt"),
         ([], toy, None, "no image given"),
     ):
-        with pytest.raises(R2GenKGError, match=told):
+        with pytest.raises(R2GenKGError, match=fault):
             report_files(paths, run, out)
 
 
@@ -217,21 +203,21 @@ def test_a_run_without_one_of_its_files_names_the_command(toy, tmp_path):
         (tmp_path / "away").rename(tmp_path / name)
 
 
-def test_fewer_nodes_and_back(toy, films):
-    reporter, film = Reporter(toy), np.array(Image.open(films / "a.png"))
-    before = reporter(film)
-    few = reporter(film, nodes=3)
+def test_fewer_nodes_and_back(toy, export):
+    reporter, image = Reporter(toy), np.array(Image.open(export / "a.png"))
+    before = reporter(image)
+    few = reporter(image, nodes=3)
     assert few.maps["kept"].shape == (3,) and "kept" not in before.maps
     names = {name for s in few.sentences for name, _ in s.attended}
     assert names <= {reporter.model.prefix.scales[0].names[int(i)] for i in few.maps["kept"]}
-    assert reporter(film).report == before.report
+    assert reporter(image).report == before.report
     for bad in (0, 11):
         with pytest.raises(R2GenKGError, match="1 to 10"):
-            reporter(film, nodes=bad)
+            reporter(image, nodes=bad)
 
 
-def test_region_is_where_the_sentence_comes_from(toy, films):
-    """If the cells that speak for a sentence become average, its probability must fall more than with as many others."""
+def test_region_is_where_the_sentence_comes_from(toy, export):
+    """The probability falls more if the cells that speak for a sentence become average than if others do."""
     from r2genkg.use.evidence import sentence_ranges
     from r2genkg.use.evidence import sentence_influence
     from r2genkg.data.images import to_pixels
@@ -254,19 +240,8 @@ def test_region_is_where_the_sentence_comes_from(toy, films):
     assert logp(order[:10]) < logp(order[-10:])
 
 
-def test_zero_kg_run_has_a_page(toy, films, tmp_path):
-    folder = tmp_path / "zero"
-    train_toy(
-        tmp_path / "data",
-        folder,
-        [
-            "train.epochs=1",
-            "train.evals_per_epoch=0",
-            "model.use_graph=false",
-            "model.use_retrieval=false",
-        ],
-    )
-    (e,) = report_images([films / "a.png"], folder)
+def test_zero_kg_run_has_a_page(zero_kg, export, tmp_path):
+    (e,) = report_images([export / "a.png"], zero_kg)
     assert (
         not e.report.nodes
         and not e.report.patches
@@ -275,20 +250,20 @@ def test_zero_kg_run_has_a_page(toy, films, tmp_path):
     write_reports([e], tmp_path / "r.html", "zero")
     assert "Graph nodes named</span>" not in (tmp_path / "r.html").read_text()
     with pytest.raises(R2GenKGError, match="reads no graph"):
-        Reporter(folder)(np.zeros((60, 60), np.uint8), nodes=2)
+        Reporter(zero_kg)(np.zeros((60, 60), np.uint8), nodes=2)
 
 
-def test_page_in_a_browser(toy, films, tmp_path):
-    report_files([films / "a.png"], toy, tmp_path / "r.html")
+def test_page_in_a_browser(toy, export, tmp_path):
+    report_files([export / "a.png"], toy, tmp_path / "r.html")
     with open_page() as page:
         page.goto(f"file://{tmp_path / 'r.html'}")
         assert page.locator(".sentence").count() >= 1 and "not for clinical use" in page.inner_text(
             "body"
         )
-        film = page.locator(".film").first.bounding_box()
-        assert film["height"] == pytest.approx(
-            film["width"] * 90 / 60, rel=0.02
-        )  # the film keeps its proportions
+        shown = page.locator(".film").first.bounding_box()
+        assert shown["height"] == pytest.approx(
+            shown["width"] * 90 / 60, rel=0.02
+        )  # the image keeps its proportions
         sizes = page.evaluate("[...document.images].map(i => i.naturalWidth)")
         assert sizes and min(sizes) > 0 and not page.foreign
         page.set_viewport_size({"width": 400, "height": 900})
