@@ -1,4 +1,5 @@
 """`import r2genkg` gives the public names: quickly, typed, and each with an example that runs."""
+
 import doctest
 import importlib
 import inspect
@@ -42,7 +43,9 @@ def test_typed_names_are_the_public_ones():
 
 
 def test_import_loads_nothing_heavy():
-    code = "import r2genkg, sys; print([m for m in ('torch', 'pandas', 'numpy') if m in sys.modules])"
+    code = (
+        "import r2genkg, sys; print([m for m in ('torch', 'pandas', 'numpy') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -98,8 +98,6 @@ class ClassifierConfig(Section):
     heads: tuple[Count, ...] = Field((3, 6, 12, 24), min_length=1)
     uncertain: Literal["ignore", "zeros", "ones"] = "ignore"  # CheXpert's U-policies
     unmentioned: Literal["ignore", "zeros"] = "zeros"
-    max_class_weight: float = Field(5.0, ge=1)  # cap on negatives/positives weighting
-    shift: int = Field(8, ge=0)  # largest random shift in training, pixels of 224
     epochs: int = Field(10, ge=0)
     batch_size: int = Field(32, ge=1)
     lr: float = Field(1e-4, gt=0)
@@ -122,12 +120,10 @@ class TokensConfig(Section):
     method: str = "gradcam"  # any CAM of pytorch-grad-cam by name
     patch: int = Field(16, ge=4)  # pixels
     threshold: float = Field(0.75, ge=0, le=1)  # mean CAM of a kept patch
-    max_patches: int = Field(6, ge=1)  # per image and label
     features: Literal["pooled", "patch"] = (
         "pooled"  # from the whole image's map, or each patch encoded (reference)
     )
     max_per_label: int = Field(500, ge=1)  # balanced cap; 14 x 500 is near the 6,943 reported
-    min_cosine_distance: float = Field(0.0, ge=0)  # drop near duplicates within a label
     batch_size: int = Field(32, ge=1)
 
 # %% ../../nbs/00_core/01_config.ipynb #modelconfig

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENTITY_KINDS', 'POLARITIES', 'REXKG_TYPES', 'RELATION_TYPES', 'Entity', 'Relation', 'joint_polarity',
-           'SentenceAnnotation']
+           'SentenceAnnotation', 'sentence_row', 'sentence_from_row']
 
 # %% ../../nbs/01_data/03_annotation.ipynb #code-2
 from dataclasses import dataclass
@@ -132,3 +132,20 @@ class SentenceAnnotation:
     def span(self, entity: Entity) -> str:
         "The words of `entity`, joined by blanks."
         return " ".join(self.tokens[entity.start : entity.end + 1])
+
+# %% ../../nbs/01_data/03_annotation.ipynb #sentence-rows
+def sentence_row(sentence: SentenceAnnotation) -> dict:
+    "A sentence as plain values for a line of JSON."
+    return {
+        "text": sentence.text,
+        "tokens": list(sentence.tokens),
+        "entities": [[e.start, e.end, e.kind, e.polarity] for e in sentence.entities],
+        "relations": [[r.head, r.tail, r.type, r.polarity] for r in sentence.relations],
+    }
+
+
+def sentence_from_row(row: dict) -> SentenceAnnotation:
+    "A sentence from its plain values. Raises `KeyError`, `TypeError` or `R2GenKGError` for other values."
+    entities = tuple(Entity(*values) for values in row["entities"])
+    relations = tuple(Relation(*values) for values in row["relations"])
+    return SentenceAnnotation(row["text"], tuple(row["tokens"]), entities, relations)

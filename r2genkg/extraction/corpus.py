@@ -15,7 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..core.files import R2GenKGError, atomic_path, fingerprint
+from ..core.files import R2GenKGError, atomic_path
+from ..core.stamps import fingerprint
 from ..core.runtime import progress
 from ..data.annotation import SentenceAnnotation
 from ..data.tabular import plain_text

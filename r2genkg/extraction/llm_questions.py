@@ -11,7 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..core.files import R2GenKGError, fingerprint
+from ..core.files import R2GenKGError
+from ..core.stamps import fingerprint
 from ..data.annotation import SentenceAnnotation
 from .journal import Journal
 from .llm_answers import UnusableAnswer, read_entities, read_relations

@@ -8,22 +8,19 @@ __all__ = ['SEEDS', 'SHARES', 'ORDERS', 'ScaleGraph', 'order_frequency', 'order_
            'scale_table', 'save_scales', 'load_scales']
 
 # %% ../../nbs/05_kg/06_scales.ipynb #code-2
-import hashlib, os
+import hashlib, os, numpy as np, pandas as pd, torch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-import numpy as np
-import pandas as pd
-import torch
 from torch import Tensor
 from ..core.files import R2GenKGError, atomic_path, read_json, write_json
 from ..core.stamps import file_marks, fingerprint
-from ..extraction.training_sentences import encoder_source, open_encoder
 from .graph import M3KG
 from ..data.annotation import RELATION_TYPES
 from ..core.weights import load_tensors
+from ..extraction.encoders import encoder_source, open_encoder
 
 # %% ../../nbs/05_kg/06_scales.ipynb #scalegraph
 @dataclass(frozen=True)

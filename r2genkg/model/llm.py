@@ -10,11 +10,10 @@ __all__ = ['PROMPTS', 'prompt_sides', 'train_tokenizer', 'check_heads', 'scratch
 
 # %% ../../nbs/07_model/05_llm.ipynb #code-2
 import inspect
-import io
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,8 +28,8 @@ from ..core.files import R2GenKGError, atomic_path
 from ..core.stamps import file_marks, fingerprint
 from ..core.runtime import best_device
 from ..core.runtime import has_bfloat16
-from ..core.weights import load_tensors, weights_key
-from ..core.hf_trainer import one_card, progress_callback
+from ..core.weights import load_tensors, open_gguf, weights_key
+from ..core.hf_trainer import one_card, pad_rows, progress_callback
 
 # %% ../../nbs/07_model/05_llm.ipynb #prompt_sides
 _ASK = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
@@ -116,14 +115,9 @@ def scratch_llm(
 # %% ../../nbs/07_model/05_llm.ipynb #collate_texts
 def collate_texts(rows: Sequence[dict], pad: int = 0) -> dict[str, torch.Tensor]:
     "Pad token ids on the right; padding is -100 in the labels."
-    width = max(len(r["input_ids"]) for r in rows)
-    filled = lambda value: torch.tensor(
-        [r["input_ids"] + [value] * (width - len(r["input_ids"])) for r in rows]
-    )
-    return {
-        "input_ids": filled(pad),
-        "labels": filled(-100),
-    }  # causal: what follows cannot be seen, so no mask
+    ids = [row["input_ids"] for row in rows]
+    # a causal model does not see what follows, so no mask is needed
+    return {"input_ids": pad_rows(ids, pad), "labels": pad_rows(ids, -100)}
 
 # %% ../../nbs/07_model/05_llm.ipynb #pretrain-lm
 def pretrain_lm(
@@ -247,10 +241,8 @@ def unpack_gguf(
     path: Path,  # the GGUF file
 ) -> Path:  # folder with config, float16 weights and tokenizer
     "Unpack a GGUF file into the cache folder (`R2GENKG_CACHE`, default ~/.cache/r2genkg)."
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    if not find_spec("gguf"):
-        raise R2GenKGError("reading GGUF files needs the package gguf: pip install gguf")
     root = Path(os.environ.get("R2GENKG_CACHE", Path.home() / ".cache" / "r2genkg"))
     folder = (
         root / f"{path.stem}-{fingerprint(str(path.resolve()), file_marks(path))}"
@@ -259,13 +251,8 @@ def unpack_gguf(
     with FileLock(f"{folder}.lock"):  # several processes may train together
         if (folder / "config.json").is_file():
             return folder
-        with quiet(), redirect_stderr(io.StringIO()):  # its progress bar knows no switch
-            llm = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float16
-            )
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        llm.hf_quantizer = None
-        del llm.config.quantization_config
+        with quiet():
+            llm, tokenizer = open_gguf(path, AutoModelForCausalLM, torch.float16)
         with atomic_path(folder) as tmp, quiet():
             llm.save_pretrained(tmp)
             tokenizer.save_pretrained(tmp)

@@ -8,44 +8,46 @@ __all__ = ['STAGES', 'Stage', 'StageResult', 'first_studies', 'draw_openi', 'rea
            'training_data', 'make_run', 'check_choices', 'stage_hash', 'run_pipeline', 'evaluate_run']
 
 # %% ../../nbs/09_training/04_pipeline.ipynb #code-2
-import contextlib, os, shutil, time, warnings
+import contextlib, os, shutil, time, warnings, numpy as np
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-import numpy as np
 from filelock import FileLock, Timeout
 from .. import __version__
-from r2genkg.extraction.annotate import (
-    check_annotator,
-    iter_annotations,
-    load_annotations,
-    save_annotations,
-)
-from .dataset import TrainingData, study_labels
-from ..vision.classifier import SwinClassifier, check_image_size, train_classifier
+from ..extraction.annotate import check_annotator, iter_annotations
+from ..extraction.annotation_files import load_annotations, save_annotations
+from .dataset import TrainingData
+from ..vision.classifier import SwinClassifier, check_image_size
 from ..core.config import Config, StudiesConfig, load_config
 from ..core.files import R2GenKGError, atomic_path, read_json, write_json
 from ..core.stamps import file_marks, fingerprint, is_current, stamp, stamp_of
-from ..core.runtime import best_device, progress
+from ..core.runtime import best_device, progress, free_memory
 from .evaluate import MAIN_SCORE, evaluate
 from ..kg.scales import ScaleGraph, load_scales, make_scales, save_scales
 from ..kg.graph import M3KG, build_graph
 from ..kg.merging import GraphOptions
 from ..data.images import ImageCache
-from ..text.labels import label_reports
+from ..text.labels import label_reports, with_labels
 from ..model.llm import check_reachable, check_savable, prompt_sides
 from ..phantom.phantoms import draw_for_labels, write_phantoms
 from .memory_plan import check_memory
-from ..data.study import Studies, check_images, check_section
+from r2genkg.data.study import (
+    Studies,
+    check_images,
+    check_section,
+    Study,
+    load_studies,
+    save_studies,
+)
 from ..data.splits import report_key
 from ..data.chexpert_plus import BESIDE
-from ..data.study import Study, load_studies, save_studies
 from ..data.openi import read_openi_package
 from ..data.readers import read_studies
-from ..core.runtime import free_memory
 from .train import train
-from ..vision.vision_tokens import VisionTokens, check_method, extract_tokens
+from ..vision.vision_tokens import VisionTokens, extract_tokens
+from ..vision.classifier_training import train_classifier
+from ..vision.class_maps import check_method
 
 # %% ../../nbs/09_training/04_pipeline.ipynb #stage
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def make_studies(config: Config, paths: dict[str, Path], out: Path, work: Path) 
     if not any(s.split == "train" for s in studies):
         raise R2GenKGError(f"{c.path or c.source}: no study in the training split")
     check_images(studies)  # now, not after an hour of training
-    save_studies(studies, out / "studies.parquet")
+    save_studies(with_labels(studies, c.section), out / "studies.parquet")
     return ", ".join(
         f"{sum(s.split == k for s in studies):,} {k}" for k in ("train", "val", "test")
     )
@@ -225,12 +227,10 @@ def image_cache(config: Config, paths: Mapping[str, Path], work: Path) -> ImageC
 def make_classifier(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `classifier`: Swin on the 14 labels."
     studies = load_studies(paths["studies"] / "studies.parquet")
-    labels = study_labels(studies, config.studies.section)
     metrics = train_classifier(
         studies,
         config.classifier,
         out,
-        labels,
         work,
         config.studies.image_size,
         cache=image_cache(config, paths, work),
@@ -241,16 +241,13 @@ def make_classifier(config: Config, paths: dict[str, Path], out: Path, work: Pat
 def make_tokens(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `vision_tokens`: Grad-CAM patches of the training images."
     studies = [s for s in load_studies(paths["studies"] / "studies.parquet") if s.split == "train"]
-    labels = study_labels(studies, config.studies.section)
     tokens = extract_tokens(
         SwinClassifier.load(paths["classifier"]).to(best_device()),
         studies,
         config.tokens,
-        labels,
         image_cache(config, paths, work),
     )
     tokens.save(out)
-    tokens.attach(M3KG.load(paths["m3kg"])).save(out / "m3kg")  # the graph with its visual tokens
     return f"{len(tokens.table):,} tokens of {tokens.table.label.nunique()} labels"
 
 # %% ../../nbs/09_training/04_pipeline.ipynb #training_data
@@ -290,7 +287,7 @@ STAGES = (
     Stage("m3kg", ("graph",), ("studies",), make_graph, ("graph.annotator",)),
     Stage("scales", ("scales",), ("m3kg",), make_scale_graphs, ("scales.embedder",)),
     Stage("classifier", ("classifier",), ("studies",), make_classifier, ("classifier.backbone",)),
-    Stage("vision_tokens", ("tokens",), ("studies", "classifier", "m3kg"), make_tokens),
+    Stage("vision_tokens", ("tokens",), ("studies", "classifier"), make_tokens),
     Stage(
         "run",
         ("model", "llm", "train", "decode"),

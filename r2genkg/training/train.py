@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['trainable_state', 'load_trainable', 'collapse_warning', 'primed_statements', 'AttentionMonitor', 'EarlyStop',
-           'SaveEvery', 'DataOrder', 'generate_all', 'ReportTrainer', 'rate_share', 'two_rates', 'shared_reports',
-           'build_model', 'believed_scales', 'training_arguments', 'tensorboard', 'make_trainer', 'fsdp', 'run_trainer',
-           'check_begun', 'train']
+           'SaveEvery', 'DataOrder', 'generate_all', 'ReportTrainer', 'rate_share', 'shared_reports', 'build_model',
+           'believed_scales', 'training_arguments', 'tensorboard', 'make_trainer', 'fsdp', 'run_trainer', 'check_begun',
+           'train']
 
 # %% ../../nbs/09_training/02_train.ipynb #code-2
 import math, os, warnings
@@ -51,7 +51,7 @@ from ..model.qformer import load_qformer
 from ..data.study import Study, check_images
 from ..model.rgcn import confident_edges
 from ..core.runtime import has_bfloat16
-from ..core.hf_trainer import last_checkpoint, one_card, progress_callback
+from ..core.hf_trainer import last_checkpoint, one_card, progress_callback, two_rates
 from ..core.weights import load_tensors
 
 # %% ../../nbs/09_training/02_train.ipynb #trainable_state
@@ -228,7 +228,7 @@ class ReportTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> Any:
         "The configured AdamW; `lr_prefix` for everything outside the language model, no decay of biases, gains and norms."
         if self.optimizer is None and self.lr_prefix:
-            self.optimizer = two_rates(self, self.model if model is None else model)
+            self.optimizer = _two_rate_optimizer(self, self.model if model is None else model)
         return super().create_optimizer(model)
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
@@ -300,25 +300,12 @@ def rate_share(step: int, warmup: int, total: int, floor: float) -> float:
     )
 
 # %% ../../nbs/09_training/02_train.ipynb #two-rates
-def two_rates(trainer: ReportTrainer, model: nn.Module) -> torch.optim.Optimizer:
+def _two_rate_optimizer(trainer: ReportTrainer, model: nn.Module) -> torch.optim.Optimizer:
     "The trainer's optimiser with another learning rate outside the language model."
+    optimizer, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
     decay = set(trainer.get_decay_parameter_names(model))
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            groups.setdefault((".llm." in f".{name}", name in decay), []).append(p)
-    kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
-    return kind(
-        [
-            {
-                "params": params,
-                "lr": options["lr"] if llm else trainer.lr_prefix,
-                "weight_decay": trainer.args.weight_decay if decays else 0.0,
-            }
-            for (llm, decays), params in groups.items()
-        ],
-        **options,
-    )
+    lr, decay_rate = options["lr"], trainer.args.weight_decay
+    return optimizer(two_rates(model, "llm", lr, trainer.lr_prefix, decay_rate, decay), **options)
 
 # %% ../../nbs/09_training/02_train.ipynb #shared-reports
 def shared_reports(trainer: ReportTrainer) -> list[str]:

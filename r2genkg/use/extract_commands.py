@@ -82,7 +82,7 @@ Seed = Annotated[Optional[int], typer.Option(help="Of the split and of training.
 def _extract_config(**options: Any) -> Any:  # ExtractConfig
     "The configuration of a training; options that are None keep their defaults. Raises `R2GenKGError`."
     from pydantic import ValidationError
-    from r2genkg.extraction.entity_model import ExtractConfig
+    from r2genkg.extraction.model_training import ExtractConfig
 
     given = {name: value for name, value in options.items() if value is not None}
     try:
@@ -113,7 +113,8 @@ def extract_train(
     as_json: AsJson = False,
 ) -> None:
     "Train on annotations and print the scores on the part held back. An interrupted training goes on."
-    from r2genkg.extraction.extractor import read_annotations, train_extract
+    from r2genkg.extraction.training_sentences import read_training_reports
+    from r2genkg.extraction.extractor import train_extract
 
     training = {"epochs": epochs, "relation_epochs": relation_epochs, "batch_size": batch_size}
     parts = {"test": test, "dev": dev, "members": members, "refit": refit or None, "seed": seed}
@@ -125,7 +126,7 @@ def extract_train(
         **training,
         **parts,
     )
-    model = train_extract(read_annotations(annotations), out, config, relations)
+    model = train_extract(read_training_reports(annotations), out, config, relations)
     found = {"relations from": model.relation_source, "folder": str(out)}
     show((model.scores or {}) | found, as_json)
 
@@ -155,7 +156,7 @@ def extract_run(
     as_json: AsJson = False,
 ) -> None:
     "Annotate a corpus with trained models; the same command goes on after an interruption."
-    from r2genkg.extraction.extractor import extract_corpus, extract_corpus_ray
+    from r2genkg.extraction.corpus import extract_corpus, extract_corpus_ray
     from r2genkg.data.readers import read_texts
 
     check_output(out, studies)

@@ -6,10 +6,9 @@
 __all__ = ['find_study', 'read_views', 'study_figures', 'run_figures']
 
 # %% ../../nbs/10_use/05_figures.ipynb #code-2
+import numpy as np, torch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-import numpy as np
-import torch
 from ..core.config import StudiesConfig, TokensConfig
 from ..core.files import R2GenKGError, read_json
 from ..data.images import load_image, to_pixels

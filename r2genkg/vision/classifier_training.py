@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core.config import ClassifierConfig
-from ..core.files import R2GenKGError, atomic_path, fingerprint, write_json
+from ..core.files import R2GenKGError, atomic_path, write_json
+from ..core.stamps import fingerprint
 from ..core.hf_trainer import one_card, progress_callback, train_once
 from ..core.runtime import best_device, has_bfloat16, set_seed
 from ..data.images import ImageCache, to_pixels

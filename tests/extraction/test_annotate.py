@@ -25,7 +25,6 @@ import numpy as np
 import pytest
 
 
-
 def token_types(sentence):
     types = ["O"] * len(sentence.tokens)
     for e in sentence.entities:

@@ -28,7 +28,8 @@ from r2genkg.data.annotation import SentenceAnnotation
 from r2genkg.use.report import Explained, GeneratedReport, RetrievedToken, BankToken
 from r2genkg.use.evidence import SentenceEvidence
 from r2genkg.core.weights import load_tensors
-from r2genkg.vision.token_audit import Retrieval, audit_form
+from r2genkg.vision.retrieval_audit import Retrieval
+from r2genkg.vision.audit_form import audit_form
 from r2genkg.vision.vision_tokens import TOKEN_COLUMNS, VisionTokens
 from r2genkg.extraction.llm_answers import UnusableAnswer, read_entities, read_relations
 from r2genkg.use.pages import page, page_of, write_reports

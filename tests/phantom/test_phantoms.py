@@ -23,7 +23,7 @@ from r2genkg.phantom.phantoms import (
 )
 from r2genkg.phantom.findings import findings_for_labels, random_finding, sample_findings
 from r2genkg.data.study import load_studies
-from r2genkg.extraction.annotate import load_annotations
+from r2genkg.extraction.annotation_files import load_annotations
 
 
 @pytest.fixture(scope="module", params=["A", "B"])
