@@ -88,7 +88,7 @@ from r2genkg.experiments import grid_names, load_grid
 from r2genkg.labels import label_reports
 from r2genkg.lexicon import load_lexicon
 from r2genkg.prepare import data_sets
-from r2genkg.report import page
+from r2genkg.use.pages import page
 from r2genkg.tables import load_reported, load_tables
 for name in preset_names(): load_config(name)
 for name in grid_names(): load_grid(name)
