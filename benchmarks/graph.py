@@ -25,11 +25,13 @@ import numpy as np
 import pandas as pd
 
 from r2genkg.extraction.annotate import iter_annotations
-from r2genkg.kg.graph import build_graph, leave_to_one, node_table, triple_table
+from r2genkg.kg.build import build_graph
+from r2genkg.kg.construction import leave_to_one, node_table, triple_table
 from r2genkg.kg.exchange import rexkg_pairs
 from r2genkg.kg.linker import Concept
-from r2genkg.kg.counts import Counts, surface_table, unfit
-from r2genkg.kg.merging import GraphOptions, compose, merge_surfaces
+from r2genkg.kg.counts import Counts, surface_table, unfit_reason
+from r2genkg.kg.merging import GraphOptions, merge_surfaces
+from r2genkg.kg.construction import compose
 from r2genkg.data.annotation import RELATION_TYPES
 from r2genkg.data.openi import read_openi_package
 
@@ -217,7 +219,7 @@ def grouped_nodes(counts: Counts, linker: DictLinker) -> tuple:
     "Surfaces, all stages of merging, nodes, composed entities."
     table = surface_table(counts)
     lost = {
-        s: why for s, t in zip(table.index.tolist(), table.type.tolist()) if (why := unfit(s, t))
+        s: why for s, t in zip(table.index.tolist(), table.type.tolist()) if (why := unfit_reason(s, t))
     }
     fit = table[~table.index.isin(lost)]
     merging = merge_surfaces(fit, GraphOptions(linker=linker))
@@ -236,7 +238,6 @@ def timed(call, *args):
 
 
 class Stopped(Exception):
-    pass
 
 
 def stop(*_) -> None:

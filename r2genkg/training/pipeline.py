@@ -39,7 +39,8 @@ from r2genkg.core.files import (
 from ..core.runtime import best_device, progress
 from .evaluate import MAIN_SCORE, evaluate
 from ..kg.scales import ScaleGraph, load_scales, make_scales, save_scales
-from ..kg.graph import M3KG, build_graph
+from ..kg.graph import M3KG
+from ..kg.build import build_graph
 from ..kg.merging import GraphOptions
 from ..data.images import ImageCache
 from ..text.labels import label_reports

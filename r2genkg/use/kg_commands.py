@@ -100,7 +100,7 @@ def kg_build(
 ) -> None:
     "Reports -> annotations -> merged nodes and counted triples."
     from r2genkg.kg.graph import check_graph_folder
-    from r2genkg.kg.exchange import build_from_annotations, build_from_file
+    from r2genkg.kg.build import build_from_annotations, build_from_file
     from r2genkg.kg.linker import get_linker
     from r2genkg.kg.merging import GraphOptions
 
@@ -210,7 +210,7 @@ def kg_compare(
 ) -> None:
     "Similarity of nodes, edges and sub-graphs of two graphs."
     from r2genkg.kg.graph import M3KG
-    from r2genkg.kg.exchange import compare_graphs
+    from r2genkg.kg.compare import compare_graphs
 
     show(compare_graphs(M3KG.load(a), M3KG.load(b)), as_json)
 
@@ -232,7 +232,7 @@ def kg_view(
     "A page of a node's neighbourhood to look at in a browser."
     from r2genkg.extraction.annotate import load_annotations
     from r2genkg.kg.graph import M3KG
-    from r2genkg.kg.exchange import write_graph_page
+    from r2genkg.kg.view import write_graph_page
 
     show(
         {
@@ -286,7 +286,8 @@ def kg_trace(
 ) -> None:
     "The sentences that state an edge, with the reports that they stand in."
     from r2genkg.extraction.annotate import iter_annotations, load_annotations
-    from r2genkg.kg.graph import M3KG, edge_sentences, edges_of
+    from r2genkg.kg.graph import M3KG
+    from r2genkg.kg.tracing import edge_sentences, edges_of
     from r2genkg.data.readers import read_texts
 
     if (annotations is None) == (studies is None):

@@ -16,8 +16,8 @@ from browser import open_page
 from r2genkg.extraction.annotate import annotate, iter_annotations
 from r2genkg.extraction.repair import answered_sentence
 from r2genkg.core.files import R2GenKGError
-from r2genkg.kg.scales import (
-    embed_texts,
+from r2genkg.kg.scales import embed_texts
+from r2genkg.kg.node_orders import (
     induced_edges,
     order_frequency,
     order_ppr,
@@ -25,23 +25,13 @@ from r2genkg.kg.scales import (
     pagerank,
     prefix_edges,
 )
-from r2genkg.kg.graph import (
-    M3KG,
-    build_graph,
-    edge_sentences,
-    find_node,
-    graph_from_counts,
-    stated_triples,
-)
-from r2genkg.kg.exchange import (
-    WRITERS,
-    compare_graphs,
-    export_graph,
-    import_m3kg,
-    neighbourhood,
-    rexkg_pairs,
-    write_graph_page,
-)
+from r2genkg.kg.graph import M3KG, find_node
+from r2genkg.kg.build import build_graph
+from r2genkg.kg.tracing import edge_sentences, stated_triples
+from r2genkg.kg.construction import graph_from_counts
+from r2genkg.kg.exchange import WRITERS, export_graph, import_m3kg, rexkg_pairs
+from r2genkg.kg.compare import compare_graphs
+from r2genkg.kg.view import neighbourhood, write_graph_page
 from r2genkg.scores.graph_scores import graph_scores
 from r2genkg.kg.linker import Concept, TableLinker
 from r2genkg.kg.counts import count_reports, normalise
