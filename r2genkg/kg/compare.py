@@ -82,7 +82,7 @@ def _coverage(a: M3KG, b: M3KG) -> dict[str, float]:
     facts = set(_facts(known))
     hit = np.array([fact in facts for fact in _facts(renamed)], dtype=bool)
     disorders = b.nodes.key[b.nodes.entity_type == "disorder"]
-    shared = {match[key] for key in disorders if key in match}
+    shared = dict.fromkeys(match[key] for key in disorders if key in match)
     count = renamed["count"].to_numpy()
     return {
         "node": float(mass[mass.index.isin(match)].sum() / max(1, mass.sum())),

@@ -189,13 +189,18 @@ def graph_corpus(config: Config, studies: Sequence[Study]) -> dict[str, str]:
 # %% ../../nbs/09_training/04_pipeline.ipynb #make-graph
 def make_graph(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `m3kg`: annotations of every report, and the graph."
-    texts = graph_corpus(config, load_studies(paths["studies"] / "studies.parquet"))
+    studies = load_studies(paths["studies"] / "studies.parquet")
+    texts = graph_corpus(config, studies)
     pairs = progress(
         iter_annotations(texts.items(), config.graph.annotator), "annotating", len(texts)
     )
     save_annotations(out.with_suffix(".jsonl"), pairs)
     graph = build_graph(
-        load_annotations(out.with_suffix(".jsonl")), GraphOptions(min_count=config.graph.min_count)
+        load_annotations(out.with_suffix(".jsonl")),
+        GraphOptions(min_count=config.graph.min_count),
+        split_of={
+            s.id: s.split for s in studies
+        },  # the graph records that it has no held-out report
     )
     graph.save(out)
     out.with_suffix(".jsonl").rename(out / "annotations.jsonl")

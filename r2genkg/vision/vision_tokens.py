@@ -25,7 +25,7 @@ from ..core.config import TokensConfig
 from ..core.runtime import progress
 from ..data.images import ImageCache, load_image, to_pixels
 from ..data.study import Study
-from ..kg.label_nodes import LABEL_NODES
+from ..kg.label_nodes import label_nodes
 
 # %% ../../nbs/06_vision/01_vision_tokens.ipynb #cam_class
 #: Name in `TokensConfig.method` -> class of pytorch-grad-cam.
@@ -451,27 +451,15 @@ def extract_tokens(
 # %% ../../nbs/06_vision/01_vision_tokens.ipynb #attach_tokens-s1
 def attach_tokens(
     bank: VisionTokens,
-    m3kg: Any,  # M3KG with `.nodes`: columns name, aliases, entity_type
+    m3kg: Any,  # M3KG with `.nodes`: columns key, name, aliases, entity_type
 ) -> Any:
     "A copy of the graph with `visual_tokens` on its nodes: rows of the bank, empty for all but nodes of `LABEL_NODES`."
-    rows = {
-        label: group.index.tolist()
-        for label, group in bank.table.reset_index(drop=True).groupby("label")
-    }
-
-    def tokens(name: str, aliases: Sequence[str] | None, kind: str) -> list[int]:
-        "Rows of the labels that a node's name or aliases stand for."
-        if not kind.startswith(("disorder", "devices")):
-            return []
-        known = {n.lower() for n in (name, *(() if aliases is None else aliases))}
-        return [
-            row
-            for label in LABELS
-            if known & set(LABEL_NODES[label])
-            for row in rows.get(label, ())
-        ]
-
-    columns = (m3kg.nodes[c] for c in ("name", "aliases", "entity_type"))
-    return replace(
-        m3kg, nodes=m3kg.nodes.assign(visual_tokens=[tokens(*node) for node in zip(*columns)])
-    )
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(bank.table["label"]):
+        rows.setdefault(label, []).append(row)
+    tokens: dict[str, list[int]] = {key: [] for key in m3kg.nodes["key"]}
+    for label, keys in label_nodes(m3kg).items():
+        for key in keys:
+            tokens[key] += rows.get(label, [])
+    visual_tokens = [tokens[key] for key in m3kg.nodes["key"]]
+    return replace(m3kg, nodes=m3kg.nodes.assign(visual_tokens=visual_tokens))
