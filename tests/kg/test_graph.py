@@ -36,8 +36,9 @@ from r2genkg.scores.graph_scores import graph_scores
 from r2genkg.kg.linker import Concept, TableLinker
 from r2genkg.kg.counts import count_reports, normalise
 from r2genkg.kg.merging import GraphOptions
-from r2genkg.data.annotation import Entity, Relation, SentenceAnnotation
+from r2genkg.data.annotation import Entity, SentenceAnnotation
 from r2genkg.data.readers import read_studies
+from r2genkg.text.negation import relate
 
 ALL = {"min_count": 1}
 
@@ -51,9 +52,8 @@ def said(*terms: tuple[str, str], links: tuple = (), uncertain: tuple = ()) -> S
             Entity.from_rexkg(len(tokens), len(tokens) + len(words) - 1, kind, n in uncertain)
         )
         tokens += words
-    return SentenceAnnotation(
-        " ".join(tokens), tuple(tokens), tuple(entities), tuple(Relation(*r) for r in links)
-    )
+    relations = relate(tokens, entities, links)
+    return SentenceAnnotation(" ".join(tokens), tuple(tokens), tuple(entities), relations)
 
 
 def graph_of(*sentences: SentenceAnnotation, **options) -> M3KG:
