@@ -308,7 +308,7 @@ def score(
     "BLEU, METEOR, ROUGE-L, CIDEr, clinical efficacy and graph scores of two report files."
     from r2genkg.scores.clinical_efficacy import confusion as confusion_table, keep_preset
     from r2genkg.kg.graph import M3KG
-    from r2genkg.scores.metrics import evaluate_files
+    from r2genkg.scores.report_files import evaluate_files
     from r2genkg.scores.significance import bootstrap
 
     if (ref_labels is None) != (hypo_labels is None):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..scores.clinical_efficacy import StudyStats
+from ..scores.study_stats import StudyStats
 from ..core.files import R2GenKGError
 from .plots import new_figure
 

@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from ..model.cross_attention import attention_spread
 from ..training.dataset import training_texts, views_to_pixels
-from ..scores.clinical_efficacy import label_counts, ratio
+from ..scores.clinical_efficacy import label_counts
+from ..scores.study_stats import ratio
 from ..data.study import LABELS
 from ..core.files import R2GenKGError
 from ..core.runtime import progress

@@ -141,9 +141,7 @@ def sound(toy) -> dict[str, Reader]:
     (f / "llm.yaml").write_text(
         "model: m\nbase_url: http://localhost:8000/v1\nprices: {m: {input: 1, output: 2}}\n"
     )
-    (f / "lexicon.yaml").write_bytes(
-        (resources("r2genkg") / "resources" / "lexicon.yaml").read_bytes()
-    )
+    (f / "lexicon.yaml").write_bytes((resources("r2genkg") / "resources" / "lexicon.yaml").read_bytes())
     (f / "table.csv").write_text('findings,key\nClear lungs.,a\n"Edema, mild.",b\n')
     (f / "names.csv").write_text("alias,cui,name,tui\neffusion,C0013687,Effusion,T046\n")
     (f / "MRCONSO.RRF").write_text("C0013687|ENG|P|L1|PF|S1|Y|A1||||SRC|PT|1|Effusion|0|N||\n")
