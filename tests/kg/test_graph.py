@@ -17,14 +17,7 @@ from r2genkg.extraction.annotate import annotate, iter_annotations
 from r2genkg.extraction.repair import answered_sentence
 from r2genkg.core.files import R2GenKGError
 from r2genkg.kg.scales import embed_texts
-from r2genkg.kg.node_orders import (
-    induced_edges,
-    order_frequency,
-    order_ppr,
-    order_triples,
-    pagerank,
-    prefix_edges,
-)
+from r2genkg.kg.node_orders import ORDERS, induced_edges, pagerank, prefix_edges
 from r2genkg.kg.graph import M3KG, find_node
 from r2genkg.kg.build import build_graph
 from r2genkg.kg.tracing import edge_sentences, stated_triples
@@ -697,12 +690,12 @@ def pieces(graph: M3KG, keys: list[str], edges: pd.DataFrame) -> tuple:
 )
 def test_triples_until_size(m3kg, size, expected):
     """The rule `triples` keeps the prefix of triples only: the survey's table, row by row."""
-    keys = order_triples(m3kg)[:size]
+    keys = ORDERS["triples"](m3kg)[:size]
     assert pieces(m3kg, keys, prefix_edges(m3kg, keys)) == expected
 
 
 def test_top_nodes_induced(m3kg):
-    keys = order_frequency(m3kg)
+    keys = ORDERS["frequency"](m3kg)
     assert pieces(m3kg, keys[:101], induced_edges(m3kg, keys[:101])) == (
         1265,
         908,
@@ -734,13 +727,13 @@ def test_pagerank_and_backbone(m3kg):
         and abs(len(five) - 1313) <= 10
     )
     assert best["count"].sum() / whole["count"].sum() == pytest.approx(0.75, abs=0.02)
-    stratified = order_ppr(m3kg)[:319]
+    stratified = ORDERS["ppr"](m3kg)[:319]
     kinds = m3kg.nodes.set_index("key").entity_type[stratified].value_counts()
     assert kinds["disorder"] == 96 and kinds["anatomy"] == 86 and "unknown" not in kinds
     backbone = induced_edges(m3kg, stratified, 3)
     assert 790 <= len(backbone) <= 840 and pieces(m3kg, stratified, backbone)[3:5] == (1, 319)
     assert all(
-        set(order_ppr(m3kg)[:a]) < set(order_ppr(m3kg)[:b])
+        set(ORDERS["ppr"](m3kg)[:a]) < set(ORDERS["ppr"](m3kg)[:b])
         for a, b in pairwise((100, 200, 300, 400, 500))
     )
 
