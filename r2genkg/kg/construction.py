@@ -192,7 +192,7 @@ class _LeftOut:
     "What is not in the graph, and why."
 
     surfaces: pd.DataFrame  # rows of `surface_table` that can be no node
-    reasons: Mapping[str, str]  # surface -> why
+    reasons: dict[str, str]  # surface -> why
     nodes: pd.DataFrame  # rare nodes
     too_rare: str  # why they are left out
 

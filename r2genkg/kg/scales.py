@@ -251,8 +251,9 @@ def load_scales(folder: str | Path) -> list[ScaleGraph]:
     scales = []
     try:
         for i, words in enumerate(nodes):
-            values = (tensors[f"{i}.{name}"] for name in _TENSORS)
-            scales.append(ScaleGraph(*values, tuple(words["names"]), tuple(words["keys"])))
+            x, edge_index, edge_type = (tensors[f"{i}.{name}"] for name in _TENSORS)
+            names, keys = tuple(words["names"]), tuple(words["keys"])
+            scales.append(ScaleGraph(x, edge_index, edge_type, names, keys))
     except (KeyError, TypeError, R2GenKGError) as e:
         raise R2GenKGError(
             f"{folder}: scales.safetensors and nodes.json do not fit each other ({e})"

@@ -175,7 +175,7 @@ def ce_stats(
 ) -> dict[str, StudyStats]:
     "The wanted variants as statistics per study, keyed `ce_f1/macro-14/u0` and so on."
     ref, hypo = _pair_labels(ref_labels, hypo_labels)
-    stats = {}
+    stats: dict[str, StudyStats] = {}
     for policy in uncertain:
         counts = label_counts(_binary(ref, policy), _binary(hypo, policy))
         for size in labels:

@@ -132,7 +132,8 @@ def evaluate_reports(
         settings["annotations"] = _name(annotations)
         if not isinstance(annotations, tuple):
             annotations = _annotate(refs, hypos, annotations)
-        found |= graph_score_stats(*annotations, m3kg)
+        known, written = annotations
+        found |= graph_score_stats(known, written, m3kg)
     scores |= {key: stat.total() for key, stat in found.items()}
     if radeval:
         scores |= _radeval_scores(refs, hypos, radeval)

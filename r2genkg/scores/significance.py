@@ -15,6 +15,13 @@ from ..core.files import R2GenKGError
 from .study_stats import StudyStats
 
 # %% ../../nbs/08_scores/07_significance.ipynb #weighted_scores
+def _weighted_sums(stat: StudyStats, weights: np.ndarray, base: StudyStats | None) -> np.ndarray:
+    "Weighted sums (R, C) of the numbers per study; with `base`, weight 0 means the study's numbers in `base`."
+    if base is None:
+        return weights @ stat.values
+    return base.values.sum(axis=0) + weights @ (stat.values - base.values)
+
+
 def _weighted_scores(
     stats: Mapping[str, StudyStats],
     weights: np.ndarray,  # (R, S)
@@ -22,17 +29,14 @@ def _weighted_scores(
     base: Mapping[str, StudyStats] | None = None,  # studies are swapped from `base` to `stats`
 ) -> np.ndarray:
     "Scores (len(keys), R) of weighted sums; with `base`, a study of weight 1 comes from `stats`, else from `base`."
-    products: dict[tuple[int, int], np.ndarray] = {}
+    sums: dict[tuple[int, int], np.ndarray] = {}
     rows = []
     for key in keys:
-        values = stats[key].values  # (S, C)
-        start = None if base is None else base[key].values
-        shared = (id(values), id(start))
-        if shared not in products and start is None:
-            products[shared] = weights @ values
-        elif shared not in products:
-            products[shared] = start.sum(axis=0) + weights @ (values - start)
-        rows.append(stats[key].score(products[shared]))
+        start = None if base is None else base[key]
+        shared = (id(stats[key].values), id(start and start.values))
+        if shared not in sums:
+            sums[shared] = _weighted_sums(stats[key], weights, start)
+        rows.append(stats[key].score(sums[shared]))
     return np.array(rows)
 
 # %% ../../nbs/08_scores/07_significance.ipynb #_seeds

@@ -1,4 +1,5 @@
-"""The graph: every fault of ReXKG's pipeline that changes results (one test each, named by its place), provenance, exchange, the page.
+"""The graph: each fault of ReXKG's pipeline that changes results has a test, named by its place; also provenance,
+exchange and the page.
 
 The names `test_fault_FILE_LINES` are places in ReXKG's code as listed in the survey that this project started from.
 """
@@ -60,7 +61,7 @@ def counts_of(graph: M3KG) -> dict[str, int]:
 
 
 class Linker:
-    """Knows what it is told: surface -> concept."""
+    """Knows some surfaces: surface -> concept."""
 
     def __init__(self, **known: Concept):
         self.known = {k.replace("_", " "): v for k, v in known.items()}
@@ -104,7 +105,7 @@ def test_fault_structure_entities_192_235_269_312_long_terms_are_linked():
 
 
 def test_fault_structure_entities_231_every_split_of_a_composed_term_is_found():
-    """ReXKG never tests the split 2 + 1, misses lists of four words for 1 + 4 and 4 + 1, and fails without terms of two words."""
+    """ReXKG never tests the split 2 + 1, misses lists of four words for 1 + 4 and 4 + 1, and needs terms of two words."""
     words = [
         ("lower lobe", "anatomy"),
         ("consolidation", "disorder_present"),
@@ -181,7 +182,7 @@ def test_fault_merge_entities_words_that_are_told_apart_stay_apart(a, b):
 
 
 def test_fault_merge_entities_67_72_embeddings_are_cached_by_content(tmp_path, monkeypatch):
-    """ReXKG looks a node's key up, not its aliases: a changed node keeps its old vector. Here the text is the key; inputs stay as they were."""
+    """ReXKG looks up a node's key, so a changed node keeps its old vector. Here the text is the key; inputs do not change."""
     monkeypatch.setenv("R2GENKG_CACHE", str(tmp_path))
     first = embed_texts(["effusion", "lung"])
     again = embed_texts(["lung", "pleural effusion", "effusion"])
@@ -287,7 +288,7 @@ def test_fault_get_entities_14_get_size_12_units_end_with_the_word(text, kept):
 
 
 def test_fault_get_entities_35_reverse_19_repeats_count_and_views_do_not():
-    """A dictionary per sentence loses repeats and lets the last type win; the views of a study count as reports of their own."""
+    """A dictionary per sentence loses repeats and lets the last type win; each view of a study counts as a report."""
     twice = said(
         ("effusion", "disorder_notpresent"),
         ("tip", "anatomy"),
@@ -315,7 +316,10 @@ def test_fault_get_entities_35_reverse_19_repeats_count_and_views_do_not():
 
 
 def test_fault_structure_data_66_71_types_are_repaired_and_lost_terms_leave_no_span():
-    """ReXKG leaves `device_present` and `procedure` as they are (a KeyError later), and spans [-1, -1] of terms that are not in the sentence."""
+    """ReXKG leaves `device_present` and `procedure` as they are (a KeyError later).
+
+    It also keeps spans [-1, -1] of terms that are not in the sentence.
+    """
     counts = Counter()
     links = [
         {"source_entity": "tube", "target_entity": "spine", "type": "located_at"},
@@ -570,7 +574,7 @@ def test_a_part_of_a_graph_is_covered_whole(shared_data):
 
 
 def test_page_in_a_browser(real, tmp_path):
-    """The page draws itself without a request that leaves the file; a node can be dragged, chosen, and an edge shows its sentences."""
+    """The page sends no request; a node can be dragged and chosen, and an edge shows its sentences."""
     annotated, graph = real
     path = write_graph_page(graph, "effusion", tmp_path / "page.html", size=12, annotated=annotated)
     with open_page() as page:
@@ -603,7 +607,8 @@ def test_page_in_a_browser(real, tmp_path):
         )
         page.locator("[data-relation=modify]").uncheck()
         assert page.evaluate(
-            "[...document.querySelectorAll('#edges path:not(.gone) title')].every(t => !t.textContent.includes(' modify '))"
+            "[...document.querySelectorAll('#edges path:not(.gone) title')]"
+            ".every(t => !t.textContent.includes(' modify '))"
         )
         assert not errors and not page.foreign
 
@@ -718,7 +723,10 @@ def test_top_nodes_induced(m3kg):
 
 
 def test_pagerank_and_backbone(m3kg):
-    """Three best edges per node of PageRank's 319: about 811, one component, 75 % of the induced mass; with shares of types 96 disorders."""
+    """Three best edges per node of PageRank's 319: about 811 in one component, 75 % of the induced mass.
+
+    With shares of types, 96 of the nodes are disorders.
+    """
     plain = list(pagerank(m3kg).sort_values(ascending=False, kind="stable").index)[:319]
     whole, best, five = (induced_edges(m3kg, plain, k) for k in (0, 3, 5))
     assert (

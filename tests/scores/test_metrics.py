@@ -89,7 +89,7 @@ def test_nlg_equals_pycocoevalcap_on_real_reports(iu_reports):
 
 
 def test_nlg_equals_pycocoevalcap_on_awkward_texts():
-    """Empty, broken, accented, barred texts; METEOR's protocol cannot carry a line break or bar, so it is compared without them."""
+    """Empty, broken, accented texts. METEOR's protocol carries no line break or bar, so it is compared without them."""
     ours = nlg_scores(REFS, HYPOS)
     for key, value in direct(
         REFS, HYPOS, [t.replace("\n", " ").replace("|||", "") for t in REFS]
@@ -121,8 +121,8 @@ def test_no_java_process_is_left_behind(tmp_path):
     code = (
         "import warnings; warnings.simplefilter('error')\nfrom r2genkg.scores.nlg import meteor_scores\n"
         "assert meteor_scores(['a b c'], ['a b d'])[0] > 0\n"
-        "from pathlib import Path; print(Path('/proc/self/task').exists() and [Path(f'/proc/self/task/{t.name}/children').read_text() "
-        "for t in Path('/proc/self/task').iterdir()])"
+        "from pathlib import Path; tasks = Path('/proc/self/task')\n"
+        "print(tasks.exists() and [(t / 'children').read_text() for t in tasks.iterdir()])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and not done.stderr, done.stderr
@@ -137,7 +137,7 @@ def test_ptb_tokenizer_is_applied_only_when_asked():
 
 
 def r2gen_route(reports, corpus, ids, threshold):
-    """R2Gen's tokenizer and decoder as steps of their own: vocabulary, ids with start and end symbol, cut, decode to the end."""
+    """R2Gen's tokenizer and decoder, step by step: vocabulary, ids with start and end symbol, cut, decode."""
     words = Counter(w for r in corpus for w in clean_report(r, "iu").split())
     vocabulary = sorted(w for w, n in words.items() if n >= threshold) + ["<unk>"]
     number = {w: i + 1 for i, w in enumerate(vocabulary)}
@@ -195,7 +195,10 @@ HYPO_LABELS = table(
 
 
 def test_ce_by_hand():
-    """u0: study 0 {Card, Edema}/{Card}, 1 {NoF}/{Edema}, 2 {}/{Edema}, 3 {Frac}/{Atel, Frac}; u1 adds Edema to 0 (hypo) and 2 (ref)."""
+    """Positive labels, reference/hypothesis, u0: {Card, Edema}/{Card}, {NoF}/{Edema}, {}/{Edema}, {Frac}/{Atel, Frac}.
+
+    u1 adds Edema to study 0 (hypothesis) and 2 (reference).
+    """
     scores = ce_all(REF_LABELS, HYPO_LABELS)
     want = {  # micro u0: tp Card, Frac; fp Edema x2, Atel; fn Edema, NoF
         "ce_precision/micro-14/u0": 2 / 5,
