@@ -105,7 +105,7 @@ def test_fault_structure_entities_192_235_269_312_long_terms_are_linked():
 
 
 def test_fault_structure_entities_231_every_split_of_a_composed_term_is_found():
-    """ReXKG never tests the split 2 + 1, misses lists of four words for 1 + 4 and 4 + 1, and needs terms of two words."""
+    """ReXKG never tests the split 2 + 1, misses four words in 1 + 4 and 4 + 1, and needs terms of two words."""
     words = [
         ("lower lobe", "anatomy"),
         ("consolidation", "disorder_present"),
@@ -182,7 +182,7 @@ def test_fault_merge_entities_words_that_are_told_apart_stay_apart(a, b):
 
 
 def test_fault_merge_entities_67_72_embeddings_are_cached_by_content(tmp_path, monkeypatch):
-    """ReXKG looks up a node's key, so a changed node keeps its old vector. Here the text is the key; inputs do not change."""
+    """ReXKG looks up a node's key, so a changed node keeps its old vector. Here the text is the key."""
     monkeypatch.setenv("R2GENKG_CACHE", str(tmp_path))
     first = embed_texts(["effusion", "lung"])
     again = embed_texts(["lung", "pleural effusion", "effusion"])
