@@ -54,7 +54,7 @@ class M3KG:
     >>> report = annotate(["Small pleural effusion. No small effusion."])[0]
     >>> graph = build_graph([("report 1", report)])
     >>> graph.nodes[["name", "present", "absent"]].values.tolist()
-    [['effusion', 1, 1], ['small', 2, 0]]
+    [['small', 2, 0], ['effusion', 1, 1]]
     >>> graph.triples[["source", "type", "target", "count", "absent"]].values.tolist()
     [['small', 'modify', 'effusion', 1, 1]]
     """

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core.files import R2GenKGError
 from .clinical_efficacy import constant_ce
-from .nlg import bleu_of_sums
+from .nlg import bleu_of
 
 # %% ../../nbs/08_scores/04_baselines.ipynb #_ngrams
 def _ngrams(text: str) -> Counter:
@@ -36,7 +36,7 @@ def _constant_bleu(
     for ref in refs:
         for gram, count in _ngrams(ref).items():
             having.update((gram, j) for j in range(1, count + 1))
-    rows = np.zeros((len(candidates), 10))  # the numbers of `bleu_of_sums`
+    rows = np.zeros((len(candidates), 10))  # the numbers of `bleu_of`
     for row, text in zip(rows, candidates, strict=True):
         length = len(text.split())
         row[0] = len(refs) * length
@@ -44,7 +44,7 @@ def _constant_bleu(
         for gram, count in _ngrams(text).items():
             row[5 + len(gram)] += sum(having[gram, j] for j in range(1, count + 1))
     rows[:, 1] = sum(len(ref.split()) for ref in refs)
-    return np.stack([bleu_of_sums(rows, n) for n in (1, 2, 3, 4)], axis=1)
+    return np.stack([bleu_of(rows, n) for n in (1, 2, 3, 4)], axis=1)
 
 # %% ../../nbs/08_scores/04_baselines.ipynb #best_constant
 _CE_KEY = re.compile(r"ce_(precision|recall|f1)/([a-z]+)-(\d+)/u([01])")
