@@ -25,11 +25,12 @@ import numpy as np
 import pandas as pd
 
 from r2genkg.extraction.annotate import iter_annotations
-from r2genkg.kg.graph import build_graph, leave_to_one, node_table, triple_table
+from r2genkg.kg.build import build_graph
+from r2genkg.kg.construction import compose, leave_to_one, node_table, triple_table
 from r2genkg.kg.exchange import rexkg_pairs
 from r2genkg.kg.linker import Concept
-from r2genkg.kg.counts import Counts, surface_table, unfit
-from r2genkg.kg.merging import GraphOptions, compose, merge_surfaces
+from r2genkg.kg.counts import Counts, surface_table, unfit_reason
+from r2genkg.kg.merging import GraphOptions, merge_surfaces
 from r2genkg.data.annotation import RELATION_TYPES
 from r2genkg.data.openi import read_openi_package
 
@@ -216,9 +217,8 @@ def as_counts(terms: pd.DataFrame, edges: pd.DataFrame) -> Counts:
 def grouped_nodes(counts: Counts, linker: DictLinker) -> tuple:
     "Surfaces, all stages of merging, nodes, composed entities."
     table = surface_table(counts)
-    lost = {
-        s: why for s, t in zip(table.index.tolist(), table.type.tolist()) if (why := unfit(s, t))
-    }
+    types = dict(zip(table.index.tolist(), table.type.tolist()))
+    lost = {s: why for s, kind in types.items() if (why := unfit_reason(s, kind))}
     fit = table[~table.index.isin(lost)]
     merging = merge_surfaces(fit, GraphOptions(linker=linker))
     nodes, key_of, claimed = node_table(fit, merging)

@@ -21,7 +21,7 @@ from r2genkg.training.dataset import TrainingData
 from r2genkg.vision.classifier import SwinClassifier, build_swin
 from r2genkg.core.config import ClassifierConfig, load_config
 from r2genkg.kg.scales import ScaleGraph
-from r2genkg.kg.graph import build_graph
+from r2genkg.kg.build import build_graph
 from r2genkg.data.study import Study
 from r2genkg.text.labels import with_labels
 from r2genkg.vision.vision_tokens import TOKEN_COLUMNS, VisionTokens

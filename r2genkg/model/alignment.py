@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data.study import LABELS
 from ..core.files import R2GenKGError
-from ..kg.label_nodes import LABEL_NODES
+from ..kg.label_nodes import labels_of
 
 # %% ../../nbs/07_model/03_alignment.ipynb #querylabels
 class QueryLabels(nn.Module):
@@ -46,8 +46,8 @@ def label_members(
     names: Sequence[str],  # N node names
 ) -> Tensor:  # (Q, N), rows sum to 1, or to 0 where no node stands for the label
     "The nodes of each label, as weights of a mean."
-    known = [name.lower() for name in names]
-    rows = torch.tensor([[float(name in LABEL_NODES[label]) for name in known] for label in LABELS])
+    meant = [labels_of([name]) for name in names]
+    rows = torch.tensor([[float(label in labels) for labels in meant] for label in LABELS])
     return rows / rows.sum(1, keepdim=True).clamp(min=1)
 
 # %% ../../nbs/07_model/03_alignment.ipynb #nodealignment
@@ -67,9 +67,7 @@ class NodeAlignment(nn.Module):
         super().__init__()
         self.temperature = temperature
         self.register_buffer("members", label_members(names), persistent=False)
-        if not {name.lower() for name in names} & {
-            name for nodes in LABEL_NODES.values() for name in nodes
-        }:
+        if not self.members.any():
             raise R2GenKGError(
                 "model.align_weight: no node of the graph stands for one of the 14 labels; build the graph from more reports or set it to 0"
             )

@@ -20,7 +20,8 @@ from ..core.files import atomic_path, write_json
 from ..core.runtime import best_device, progress
 from ..kg.graph import M3KG
 from ..text.labels import label_reports
-from ..scores.metrics import Evaluation, best_constant, evaluate_reports, nearest_reports
+from ..scores.metrics import Evaluation, evaluate_reports
+from ..scores.baselines import best_constant, nearest_reports
 from ..model.model import R2GenKG, mean_views
 from ..data.study import Study
 from ..scores.significance import bootstrap

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 import yaml
 from .. import __version__
-from ..scores.clinical_efficacy import StudyStats, ce_stats
+from ..scores.study_stats import StudyStats
+from ..scores.clinical_efficacy import ce_stats
 from ..data.study import LABELS
 from ..core.files import R2GenKGError, read_json
 from .efficiency import efficiency

@@ -362,7 +362,7 @@ def test_prepared_studies_feed_the_pipeline(tmp_path, preset):
 
 def test_graph_and_bank_of_held_out_studies_are_refused(tmp_path, caplog):
     from r2genkg.kg.graph import M3KG
-    from r2genkg.kg.exchange import build_from_file
+    from r2genkg.kg.build import build_from_file
     from r2genkg.training.train import train
     from toy_run import settings, toy_data
 

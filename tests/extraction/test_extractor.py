@@ -545,7 +545,7 @@ def test_command_line(tmp_path, encoder, capsys, run):
 
 
 def test_a_graph_from_a_model(tmp_path, folder, corpus):
-    from r2genkg.kg.exchange import build_from_file
+    from r2genkg.kg.build import build_from_file
 
     rows = [
         {"id": id, "report": text, "image_path": [f"{id}/0.png"], "split": "train"}

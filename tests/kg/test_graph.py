@@ -1,4 +1,5 @@
-"""The graph: every fault of ReXKG's pipeline that changes results (one test each, named by its place), provenance, exchange, the page.
+"""The graph: each fault of ReXKG's pipeline that changes results has a test, named by its place; also provenance,
+exchange and the page.
 
 The names `test_fault_FILE_LINES` are places in ReXKG's code as listed in the survey that this project started from.
 """
@@ -16,38 +17,22 @@ from browser import open_page
 from r2genkg.extraction.annotate import annotate, iter_annotations
 from r2genkg.extraction.repair import answered_sentence
 from r2genkg.core.files import R2GenKGError
-from r2genkg.kg.scales import (
-    embed_texts,
-    induced_edges,
-    order_frequency,
-    order_ppr,
-    order_triples,
-    pagerank,
-    prefix_edges,
-)
-from r2genkg.kg.graph import (
-    M3KG,
-    build_graph,
-    edge_sentences,
-    find_node,
-    graph_from_counts,
-    stated_triples,
-)
-from r2genkg.kg.exchange import (
-    WRITERS,
-    compare_graphs,
-    export_graph,
-    import_m3kg,
-    neighbourhood,
-    rexkg_pairs,
-    write_graph_page,
-)
+from r2genkg.kg.scales import embed_texts
+from r2genkg.kg.node_orders import ORDERS, induced_edges, pagerank, prefix_edges
+from r2genkg.kg.graph import M3KG, find_node
+from r2genkg.kg.build import build_graph
+from r2genkg.kg.tracing import edge_sentences, stated_triples
+from r2genkg.kg.construction import graph_from_counts
+from r2genkg.kg.exchange import WRITERS, export_graph, import_m3kg, rexkg_pairs
+from r2genkg.kg.compare import compare_graphs
+from r2genkg.kg.view import neighbourhood, write_graph_page
 from r2genkg.scores.graph_scores import graph_scores
 from r2genkg.kg.linker import Concept, TableLinker
 from r2genkg.kg.counts import count_reports, normalise
 from r2genkg.kg.merging import GraphOptions
-from r2genkg.data.annotation import Entity, Relation, SentenceAnnotation
+from r2genkg.data.annotation import Entity, SentenceAnnotation
 from r2genkg.data.readers import read_studies
+from r2genkg.text.negation import relate
 
 ALL = {"min_count": 1}
 
@@ -61,9 +46,8 @@ def said(*terms: tuple[str, str], links: tuple = (), uncertain: tuple = ()) -> S
             Entity.from_rexkg(len(tokens), len(tokens) + len(words) - 1, kind, n in uncertain)
         )
         tokens += words
-    return SentenceAnnotation(
-        " ".join(tokens), tuple(tokens), tuple(entities), tuple(Relation(*r) for r in links)
-    )
+    relations = relate(tokens, entities, links)
+    return SentenceAnnotation(" ".join(tokens), tuple(tokens), tuple(entities), relations)
 
 
 def graph_of(*sentences: SentenceAnnotation, **options) -> M3KG:
@@ -77,7 +61,7 @@ def counts_of(graph: M3KG) -> dict[str, int]:
 
 
 class Linker:
-    """Knows what it is told: surface -> concept."""
+    """Knows some surfaces: surface -> concept."""
 
     def __init__(self, **known: Concept):
         self.known = {k.replace("_", " "): v for k, v in known.items()}
@@ -121,7 +105,7 @@ def test_fault_structure_entities_192_235_269_312_long_terms_are_linked():
 
 
 def test_fault_structure_entities_231_every_split_of_a_composed_term_is_found():
-    """ReXKG never tests the split 2 + 1, misses lists of four words for 1 + 4 and 4 + 1, and fails without terms of two words."""
+    """ReXKG never tests the split 2 + 1, misses four words in 1 + 4 and 4 + 1, and needs terms of two words."""
     words = [
         ("lower lobe", "anatomy"),
         ("consolidation", "disorder_present"),
@@ -198,7 +182,7 @@ def test_fault_merge_entities_words_that_are_told_apart_stay_apart(a, b):
 
 
 def test_fault_merge_entities_67_72_embeddings_are_cached_by_content(tmp_path, monkeypatch):
-    """ReXKG looks a node's key up, not its aliases: a changed node keeps its old vector. Here the text is the key; inputs stay as they were."""
+    """ReXKG looks up a node's key, so a changed node keeps its old vector. Here the text is the key."""
     monkeypatch.setenv("R2GENKG_CACHE", str(tmp_path))
     first = embed_texts(["effusion", "lung"])
     again = embed_texts(["lung", "pleural effusion", "effusion"])
@@ -304,7 +288,7 @@ def test_fault_get_entities_14_get_size_12_units_end_with_the_word(text, kept):
 
 
 def test_fault_get_entities_35_reverse_19_repeats_count_and_views_do_not():
-    """A dictionary per sentence loses repeats and lets the last type win; the views of a study count as reports of their own."""
+    """A dictionary per sentence loses repeats and lets the last type win; each view of a study counts as a report."""
     twice = said(
         ("effusion", "disorder_notpresent"),
         ("tip", "anatomy"),
@@ -332,7 +316,10 @@ def test_fault_get_entities_35_reverse_19_repeats_count_and_views_do_not():
 
 
 def test_fault_structure_data_66_71_types_are_repaired_and_lost_terms_leave_no_span():
-    """ReXKG leaves `device_present` and `procedure` as they are (a KeyError later), and spans [-1, -1] of terms that are not in the sentence."""
+    """ReXKG leaves `device_present` and `procedure` as they are (a KeyError later).
+
+    It also keeps spans [-1, -1] of terms that are not in the sentence.
+    """
     counts = Counter()
     links = [
         {"source_entity": "tube", "target_entity": "spine", "type": "located_at"},
@@ -587,7 +574,7 @@ def test_a_part_of_a_graph_is_covered_whole(shared_data):
 
 
 def test_page_in_a_browser(real, tmp_path):
-    """The page draws itself without a request that leaves the file; a node can be dragged, chosen, and an edge shows its sentences."""
+    """The page sends no request; a node can be dragged and chosen, and an edge shows its sentences."""
     annotated, graph = real
     path = write_graph_page(graph, "effusion", tmp_path / "page.html", size=12, annotated=annotated)
     with open_page() as page:
@@ -620,7 +607,8 @@ def test_page_in_a_browser(real, tmp_path):
         )
         page.locator("[data-relation=modify]").uncheck()
         assert page.evaluate(
-            "[...document.querySelectorAll('#edges path:not(.gone) title')].every(t => !t.textContent.includes(' modify '))"
+            "[...document.querySelectorAll('#edges path:not(.gone) title')]"
+            ".every(t => !t.textContent.includes(' modify '))"
         )
         assert not errors and not page.foreign
 
@@ -707,12 +695,12 @@ def pieces(graph: M3KG, keys: list[str], edges: pd.DataFrame) -> tuple:
 )
 def test_triples_until_size(m3kg, size, expected):
     """The rule `triples` keeps the prefix of triples only: the survey's table, row by row."""
-    keys = order_triples(m3kg)[:size]
+    keys = ORDERS["triples"](m3kg)[:size]
     assert pieces(m3kg, keys, prefix_edges(m3kg, keys)) == expected
 
 
 def test_top_nodes_induced(m3kg):
-    keys = order_frequency(m3kg)
+    keys = ORDERS["frequency"](m3kg)
     assert pieces(m3kg, keys[:101], induced_edges(m3kg, keys[:101])) == (
         1265,
         908,
@@ -735,7 +723,10 @@ def test_top_nodes_induced(m3kg):
 
 
 def test_pagerank_and_backbone(m3kg):
-    """Three best edges per node of PageRank's 319: about 811, one component, 75 % of the induced mass; with shares of types 96 disorders."""
+    """Three best edges per node of PageRank's 319: about 811 in one component, 75 % of the induced mass.
+
+    With shares of types, 96 of the nodes are disorders.
+    """
     plain = list(pagerank(m3kg).sort_values(ascending=False, kind="stable").index)[:319]
     whole, best, five = (induced_edges(m3kg, plain, k) for k in (0, 3, 5))
     assert (
@@ -744,13 +735,13 @@ def test_pagerank_and_backbone(m3kg):
         and abs(len(five) - 1313) <= 10
     )
     assert best["count"].sum() / whole["count"].sum() == pytest.approx(0.75, abs=0.02)
-    stratified = order_ppr(m3kg)[:319]
+    stratified = ORDERS["ppr"](m3kg)[:319]
     kinds = m3kg.nodes.set_index("key").entity_type[stratified].value_counts()
     assert kinds["disorder"] == 96 and kinds["anatomy"] == 86 and "unknown" not in kinds
     backbone = induced_edges(m3kg, stratified, 3)
     assert 790 <= len(backbone) <= 840 and pieces(m3kg, stratified, backbone)[3:5] == (1, 319)
     assert all(
-        set(order_ppr(m3kg)[:a]) < set(order_ppr(m3kg)[:b])
+        set(ORDERS["ppr"](m3kg)[:a]) < set(ORDERS["ppr"](m3kg)[:b])
         for a, b in pairwise((100, 200, 300, 400, 500))
     )
 

@@ -195,7 +195,7 @@ def test_bank_goes_to_disk_and_back(small_world, tmp_path):
 def test_tokens_hang_on_the_nodes_of_a_built_graph(small_world):
     from r2genkg.extraction.annotate import annotate
     from r2genkg.kg.merging import GraphOptions
-    from r2genkg.kg.graph import build_graph
+    from r2genkg.kg.build import build_graph
 
     texts = [
         "There is a small left pleural effusion.",
@@ -221,7 +221,8 @@ def test_tokens_hang_on_the_nodes_of_a_built_graph(small_world):
 
 def test_attached_graph_survives_saving(small_world, tmp_path):
     from r2genkg.extraction.annotate import annotate
-    from r2genkg.kg.graph import M3KG, build_graph
+    from r2genkg.kg.graph import M3KG
+    from r2genkg.kg.build import build_graph
     from r2genkg.kg.merging import GraphOptions
 
     graph = build_graph([("a", annotate(["Left pleural effusion."])[0])], GraphOptions(min_count=1))
