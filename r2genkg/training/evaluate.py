@@ -21,7 +21,8 @@ from ..core.runtime import best_device, progress
 from ..kg.graph import M3KG
 from ..text.labels import label_reports
 from ..scores.metrics import Evaluation, best_constant, evaluate_reports, nearest_reports
-from ..model.model import R2GenKG, mean_views
+from ..model.model import R2GenKG
+from ..model.vision_backbone import mean_views
 from ..data.study import Study
 from ..scores.significance import bootstrap
 from r2genkg.training.dataset import (

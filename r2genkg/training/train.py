@@ -38,7 +38,8 @@ from ..data.study import LABELS
 from ..core.config import Config, DecodeConfig
 from ..core.files import R2GenKGError, fingerprint, read_json, write_json
 from ..core.runtime import best_device, progress, set_seed
-from ..model.fusion import KnowledgePrefix, whiten_visual
+from ..model.fusion import KnowledgePrefix
+from ..model.whitening import whiten_visual
 from ..kg.scales import ScaleGraph
 from ..kg.graph import M3KG
 from ..scores.graph_scores import graph_scores
@@ -48,7 +49,7 @@ from ..model.model import R2GenKG
 from .memory_plan import check_memory
 from ..model.qformer import load_qformer
 from ..data.study import Study, check_images
-from ..model.rgcn import confident_edges
+from ..model.edge_confidence import confident_edges
 from ..core.runtime import has_bfloat16
 from ..core.hf_trainer import last_checkpoint, one_card, progress_callback
 from ..core.weights import load_tensors

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from ..core.files import R2GenKGError
 from ..model.model import R2GenKG
-from ..model.llm import base_model
+from ..model.adapters import base_model
 from ..model.qformer import attention_by
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -15,8 +15,10 @@ from r2genkg.core.config import DecodeConfig, load_config, override
 from r2genkg.core.files import R2GenKGError
 from r2genkg.model.decode import generate_ids, prefill
 from r2genkg.model.fusion import KnowledgePrefix
-from r2genkg.model.llm import build_llm, check_savable, find_gguf, llm_dtype
-from r2genkg.model.model import R2GenKG, VisionBackbone, encode_targets
+from r2genkg.model.llm import build_llm, check_savable, find_gguf
+from r2genkg.model.adapters import llm_dtype
+from r2genkg.model.model import R2GenKG, encode_targets
+from r2genkg.model.vision_backbone import VisionBackbone
 from r2genkg.training.memory_plan import (
     cache_bytes,
     fitting_configs,
@@ -464,7 +466,6 @@ def lightning_like(monkeypatch):
     """A class that pickles under Lightning's name, as the reference's hyper-parameters do."""
 
     class AttributeDict(dict):
-        pass
 
     AttributeDict.__module__, AttributeDict.__qualname__ = (
         "lightning.fabric.utilities.data",
