@@ -119,11 +119,11 @@ class AttentionMonitor(TrainerCallback):
             for k, v in self.batch.items()
             if k in ("visual", "pixel_values", "view_mask")
         }
-        _, maps = model.prefix(model.encode(**inputs), return_attention=True)
+        kg2v = model.prefix(model.encode(**inputs), return_attention=True).kg2v
         model.train(mode)
-        if "kg2v" not in maps:
+        if kg2v is None:
             return
-        entropy, spread = attention_spread(maps["kg2v"].float())
+        entropy, spread = attention_spread(kg2v.float())
         wanted = control.should_log
         self.trainer.log({"kg2v_entropy": entropy, "kg2v_spread": spread})
         control.should_log = self.trainer.control.should_log = (
@@ -174,6 +174,7 @@ def generate_all(
     "Reports for every example of a dataset, in its order. Leaves the model in the mode it was in."
     mode, texts = model.training, []
     model.eval()
+    state = model.node_state()  # no image changes it
     for start in progress(
         range(0, len(dataset), decode.batch_size),
         label,
@@ -186,7 +187,7 @@ def generate_all(
             for k, v in batch.items()
             if k in ("visual", "pixel_values", "view_mask")
         }
-        texts += model.generate(**inputs, decode=decode)
+        texts += model.generate(**inputs, decode=decode, state=state)
     model.train(mode)
     return texts
 
@@ -561,7 +562,6 @@ def train(
     if fsdp():
         model = build_model(config, data)
         load_trainable(model, work / "final" / "model.safetensors")
-    model.save(out)
-    data.tokens.table.to_parquet(out / "tokens.parquet")
+    model.save(out, data.tokens)
     write_json(out / "history.json", trainer.state.log_history)
     return out

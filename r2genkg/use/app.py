@@ -24,13 +24,14 @@ def graph_nodes(run: Path) -> tuple[int, int]:
     model = load_config(str(run / "config.yaml")).model
     if not (model.use_graph and model.use_kg2v):
         return 0, 0
+    file = run / "scales" / "scales.safetensors"
     try:
-        with safe_open(str(run / "scales.safetensors"), "pt") as file:
-            most = file.get_slice(f"{model.feed_scale - 1}.x").get_shape()[0]
+        with safe_open(str(file), "pt") as tensors:
+            most = tensors.get_slice(f"{model.feed_scale - 1}.x").get_shape()[0]
         return min(model.prune_kg or most, most), most
     except (SafetensorError, OSError) as e:
         raise R2GenKGError(
-            f"{run / 'scales.safetensors'}: not readable ({str(e).splitlines()[0][:80]}); `r2genkg train` makes the run again, or copy its folder whole"
+            f"{file}: not readable ({str(e).splitlines()[0][:80]}); `r2genkg train` makes the run again, or copy its folder whole"
         ) from None
 
 # %% ../../nbs/10_use/06_app.ipynb #runs

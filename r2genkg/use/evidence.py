@@ -33,6 +33,7 @@ from ..text.lexicon import find_phrases, phrase_table
 from ..text.sentences import tokenize
 from ..model.model import R2GenKG
 from .plots import HEAT
+from ..model.fusion import NodeState, PrefixOutput
 
 # %% ../../nbs/10_use/03_evidence.ipynb #sentence_ranges
 def sentence_ranges(
@@ -276,6 +277,7 @@ def explain_sentences(
     tokens: int = 3,  # vision tokens given per sentence
     nodes: int = 4,  # attended nodes given per sentence
     classifier: Any = None,  # a `SwinClassifier` for the Grad-CAMs; None: without
+    state: NodeState | None = None,  # of `model.node_state`; None: made here
 ) -> list[SentenceEvidence]:
     "The evidence behind each sentence of a report; an empty report has none."
     if not any(map(str.isalnum, text)):
@@ -284,7 +286,7 @@ def explain_sentences(
     pixels = to_pixels(images).to(model.device)
     with torch.no_grad():
         visual = model.encode(pixels[None])
-        embeds, maps = model.prompt(visual, True)
+        embeds, output = model.prompt(visual, True, state)
     ids, ranges = sentence_ranges(model.tokenizer, text)
     ranges = [r for r in ranges if any(map(str.isalnum, r[0]))]  # a full stop alone is no sentence
     influence, logp = sentence_influence(model, visual, ids, ranges)
@@ -292,8 +294,8 @@ def explain_sentences(
         group_attention(model, embeds, ids, ranges),
         sentence_labels([r[0] for r in ranges]),
     )
-    known = _node_evidence(model, groups, maps, [r[0] for r in ranges], phrases, nodes)
-    bank = _token_evidence(groups, maps, tokens, len(ranges))
+    known = _node_evidence(model, groups, output, [r[0] for r in ranges], phrases, nodes)
+    bank = _token_evidence(groups, output, tokens, len(ranges))
     seen = (
         sorted({k for row in stated for k, v in row.items() if v != 0}, key=LABELS.index)
         if classifier is not None
@@ -322,7 +324,7 @@ def explain_sentences(
 def _node_evidence(
     model: R2GenKG,
     groups: Mapping[str, np.ndarray],
-    maps: Mapping[str, Tensor],
+    output: PrefixOutput,
     sentences: Sequence[str],
     phrases: Mapping | None,
     count: int,
@@ -330,22 +332,22 @@ def _node_evidence(
     "Nodes named and attended, for each sentence."
     if "kg2v" not in groups and "v2kg" not in groups:
         return [([], [])] * len(sentences)
-    names = model.prefix.scales[model.prefix.config.feed_scale - 1].names
+    names = model.prefix.fed_scale.names
     phrases = node_phrases(names) if phrases is None else phrases
     named = [[names[n] for n in named_nodes(s, phrases)] for s in sentences]
     if "kg2v" not in groups:
         return [(found, []) for found in named]
-    read = [names[n] for n in maps["kept"][0].tolist()] if "kept" in maps else names
+    read = names if output.kept is None else [names[n] for n in output.kept[0].tolist()]
     return list(zip(named, attended_nodes(groups["kg2v"], read, count)))
 
 # %% ../../nbs/10_use/03_evidence.ipynb #token-evidence
 def _token_evidence(
-    groups: Mapping[str, np.ndarray], maps: Mapping[str, Tensor], count: int, sentences: int
+    groups: Mapping[str, np.ndarray], output: PrefixOutput, count: int, sentences: int
 ) -> list[list[tuple[int, float]]]:
     "Rows of the bank with the largest weight, for each sentence."
-    if "retrieved" not in groups:
+    if "retrieved" not in groups or output.retrieval is None:
         return [[]] * sentences
-    weights = token_weights(groups["retrieved"], maps["retrieval"][0].float().cpu().numpy())
+    weights = token_weights(groups["retrieved"], output.retrieval[0].float().cpu().numpy())
     return [
         [(int(m), float(row[m])) for m in np.argsort(-row, kind="stable")[:count]]
         for row in weights

@@ -189,7 +189,7 @@ def _attention(
 def _subgraph(
     study: Study, kg2v: np.ndarray, model: R2GenKG, paths: Mapping[str, Path], folder: str | Path
 ) -> Path:
-    graph, scale = M3KG.load(paths["m3kg"]), model.prefix.scales[model.cfg.model.feed_scale - 1]
+    graph, scale = M3KG.load(paths["m3kg"]), model.prefix.fed_scale
     best = pick_nodes(kg2v, 5)
     caption = (
         f"Test study {study.id}: the five nodes with the most selective attention (ringed), of {len(scale.names)}, with their three strongest edges each. "
@@ -348,16 +348,19 @@ def retrieval_weights(
             "this run retrieves nothing (model.use_retrieval=false): there is nothing to audit"
         )
     c, shares, rows = model.cfg.studies, [], dict[tuple[int, int], np.ndarray]()
+    state = model.node_state()  # no image changes it
     for start in range(0, len(studies), batch_size):
         views = [
             np.stack([load_image(p, c.image_size) for p in s.images[: c.max_views]])
             for s in studies[start : start + batch_size]
         ]
-        _, maps = model.prefix(
+        output = model.prefix(
             model.encode(**{k: v.to(model.device) for k, v in views_to_pixels(views).items()}),
+            state,
             return_attention=True,
         )
-        weights = maps["retrieval"].float().cpu().numpy()
+        assert output.retrieval is not None
+        weights = output.retrieval.float().cpu().numpy()
         shares.append(label_weights(weights, token_labels))
         rows |= {
             (s, q): weights[s - start, q].copy()

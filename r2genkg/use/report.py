@@ -41,6 +41,8 @@ from ..data.images import read_image, to_pixels
 from ..model.model import R2GenKG
 from ..data.tabular import visible
 from .plots import pick_nodes, plot_attention, selectivity
+from ..model.fusion import NodeState
+from ..vision.vision_tokens import VisionTokens
 
 # %% ../../nbs/10_use/04_report.ipynb #retrievedtoken
 @dataclass(frozen=True)
@@ -102,18 +104,17 @@ def retrieved_tokens(
 
 # %% ../../nbs/10_use/04_report.ipynb #run_folder
 RUN_FILES = (
-    "tokens.parquet",
     "config.yaml",
     "knowledge.safetensors",
-    "scales.safetensors",
-    "bank.safetensors",
+    "scales",
+    "vision_tokens",
 )  # that every run has
 
 
 def run_folder(folder: str | Path) -> Path:
     "The run in `folder`: itself, or its `run` where it is a pipeline's folder."
     run = Path(folder, "run") if Path(folder, "run").is_dir() else Path(folder)
-    missing = [name for name in RUN_FILES if not (run / name).is_file()]
+    missing = [name for name in RUN_FILES if not (run / name).exists()]
     if missing:
         raise R2GenKGError(
             f"{run}: not a run folder ({missing[0]} is missing); make one with `r2genkg train` or `r2genkg demo`"
@@ -124,25 +125,13 @@ def run_folder(folder: str | Path) -> Path:
 def load_run(run: str | Path) -> tuple[R2GenKG, pd.DataFrame]:
     "The model of a run and the table of its vision tokens; raises `R2GenKGError` if the folder is no run."
     run = run_folder(run)
-    try:
-        table = pd.read_parquet(
-            run / "tokens.parquet", columns=["study", "label", "x0", "y0", "x1", "y1"]
-        )
-    except Exception as e:  # readers of damaged files raise many kinds
-        raise R2GenKGError(
-            f"{run / 'tokens.parquet'}: not the table of a run's vision tokens ({str(e).splitlines()[0][:100]})"
-        ) from None
-    model = R2GenKG.load(run, best_device())
-    if len(model.prefix.bank) not in (0, len(table)):
-        raise R2GenKGError(
-            f"{run}: tokens.parquet has {len(table)} rows, bank.safetensors {len(model.prefix.bank)}; they are of different runs"
-        )
-    return model, table
+    table = VisionTokens.load(run / "vision_tokens").table
+    return R2GenKG.load(run, best_device()), table
 
 # %% ../../nbs/10_use/04_report.ipynb #node_names
 def node_names(model: R2GenKG) -> tuple[str, ...]:
     "Names of the graph nodes that the language model reads, in the order of the attention maps."
-    return model.prefix.scales[model.prefix.config.feed_scale - 1].names
+    return model.prefix.fed_scale.names
 
 # %% ../../nbs/10_use/04_report.ipynb #explain
 @torch.no_grad()
@@ -152,6 +141,7 @@ def explain(
     images: np.ndarray,  # (V, H, W) uint8, the views of one study
     name: str = "",
     classifier: Any = None,  # a `SwinClassifier` for the labels; None: without
+    state: NodeState | None = None,  # of `model.node_state`; None: made here
 ) -> tuple[GeneratedReport, dict[str, np.ndarray]]:
     "Generate for one study; gives the report and the attention maps behind it (v2kg, kg2v, retrieval)."
     if model.vision is None:
@@ -159,8 +149,8 @@ def explain(
             "this run was trained on visual tokens made elsewhere and has no vision encoder; it cannot read images"
         )
     pixels = to_pixels(images)[None].to(model.device)
-    texts, maps = model.generate(pixels, return_attention=True)
-    maps = {k: v[0].float().cpu().numpy() for k, v in maps.items()}
+    texts, output = model.generate(pixels, return_attention=True, state=state)
+    maps = {k: v[0].float().cpu().numpy() for k, v in output.maps.items()}
     probs = classifier(pixels[0]).sigmoid().mean(0).tolist() if classifier is not None else []
     nodes = selective_nodes(maps["kg2v"], node_names(model)) if "kg2v" in maps else []
     patches = retrieved_tokens(maps["retrieval"], table) if "retrieval" in maps else []
@@ -252,6 +242,7 @@ class Reporter:
         self.run = run_folder(run)
         self.size = load_config(str(self.run / "config.yaml")).studies.image_size
         self.model, self.table = load_run(self.run)
+        self.state = self.model.node_state()  # no image changes it
         aliases, self.films = _stage_files(self.run, self.table)
         self.classifier = run_classifier(self.run, self.model)
         self.names = node_names(self.model) if "gcn" in self.model.prefix.parts else ()
@@ -289,10 +280,15 @@ class Reporter:
         views = [image] if isinstance(image, np.ndarray) else list(image)
         small = np.stack([resized(v, (self.size, self.size)) for v in views])
         with kept_nodes(self.model, nodes):
-            report, maps = explain(self.model, self.table, small, name, self.classifier)
+            report, maps = explain(self.model, self.table, small, name, self.classifier, self.state)
             found = (
                 explain_sentences(
-                    self.model, small, report.text, self.phrases, classifier=self.classifier
+                    self.model,
+                    small,
+                    report.text,
+                    self.phrases,
+                    classifier=self.classifier,
+                    state=self.state,
                 )
                 if sentences
                 else []

@@ -50,6 +50,7 @@ def predict_reports(
 ) -> Prediction:
     "Generate for every study, in the run's own way of decoding."
     c, hypos, entropies = model.cfg, [], []
+    state = model.node_state()  # no image changes it
     size, many = c.studies.image_size, c.decode.batch_size
     for start in progress(range(0, len(studies), many), "generating", -(-len(studies) // many)):
         part = studies[start : start + many]
@@ -57,12 +58,13 @@ def predict_reports(
             change(np.stack([load_image(p, size) for p in s.images[: c.studies.max_views]]), s)
             for s in part
         ]
-        texts, maps = model.generate(
+        texts, output = model.generate(
             **{k: v.to(model.device) for k, v in views_to_pixels(views).items()},
             return_attention=True,
+            state=state,
         )
         hypos += texts
-        entropies += [_entropies(maps)] * len(part)
+        entropies += [_entropies(output.maps)] * len(part)
     return Prediction(training_texts(c, studies), hypos, *np.mean(entropies, axis=0).tolist())
 
 # %% ../../nbs/10_use/02_stress_tests.ipynb #entropies
@@ -123,7 +125,6 @@ def edge_weight(model: R2GenKG, weight: float) -> Iterator[R2GenKG]:
     def put(factor: float) -> None:
         for layer, w in zip(layers, kept):
             layer.weight.data.copy_(w * factor)
-        prefix._cache.clear()
 
     put(weight)
     try:

@@ -141,7 +141,9 @@ def sound(toy) -> dict[str, Reader]:
     (f / "llm.yaml").write_text(
         "model: m\nbase_url: http://localhost:8000/v1\nprices: {m: {input: 1, output: 2}}\n"
     )
-    (f / "lexicon.yaml").write_bytes((resources("r2genkg") / "resources" / "lexicon.yaml").read_bytes())
+    (f / "lexicon.yaml").write_bytes(
+        (resources("r2genkg") / "resources" / "lexicon.yaml").read_bytes()
+    )
     (f / "table.csv").write_text('findings,key\nClear lungs.,a\n"Edema, mild.",b\n')
     (f / "names.csv").write_text("alias,cui,name,tui\neffusion,C0013687,Effusion,T046\n")
     (f / "MRCONSO.RRF").write_text("C0013687|ENG|P|L1|PF|S1|Y|A1||||SRC|PT|1|Effusion|0|N||\n")
@@ -177,9 +179,11 @@ def sound(toy) -> dict[str, Reader]:
     run = (
         "config.yaml",
         "knowledge.safetensors",
-        "scales.safetensors",
-        "bank.safetensors",
-        "tokens.parquet",
+        "scales/scales.safetensors",
+        "scales/nodes.json",
+        "vision_tokens/features.safetensors",
+        "vision_tokens/tokens.parquet",
+        "vision_tokens/meta.json",
         "vision/config.json",
         "vision/model.safetensors",
         "llm/config.json",

@@ -194,7 +194,7 @@ def test_a_damaged_file_stops_before_any_report(toy, films, tmp_path, content, t
 def test_unusable_places(toy, films, tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "tokens.parquet").touch()
+    (tmp_path / "half" / "scales").mkdir()
     for paths, run, out, told in (
         ([films / "a.png"], tmp_path / "none", None, "not a run"),
         ([films / "a.png"], tmp_path / "half", None, "config.yaml is missing.*r2genkg train"),
@@ -308,7 +308,10 @@ def test_run_folder_of_a_pipeline(toy, tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "run").symlink_to(toy)
     assert run_folder(tmp_path / "p") == tmp_path / "p" / "run"
-    assert isinstance(pd.read_parquet(run_folder(tmp_path / "p") / "tokens.parquet"), pd.DataFrame)
+    assert isinstance(
+        pd.read_parquet(run_folder(tmp_path / "p") / "vision_tokens" / "tokens.parquet"),
+        pd.DataFrame,
+    )
 
 
 warnings.filterwarnings("ignore", category=FutureWarning)
