@@ -88,8 +88,10 @@ def _absolute(name: str) -> str:
 def _own(scale: Any) -> ScaleGraph:
     "A copy with its own memory, on the CPU."
     tensors = (scale.x, scale.edge_index, scale.edge_type)
-    copies = (t.detach().cpu().clone(memory_format=torch.contiguous_format) for t in tensors)
-    return ScaleGraph(*copies, tuple(scale.names), tuple(scale.keys))
+    x, edges, types = (
+        t.detach().cpu().clone(memory_format=torch.contiguous_format) for t in tensors
+    )
+    return ScaleGraph(x, edges, types, tuple(scale.names), tuple(scale.keys))
 
 
 def _bank_alone(prefix: KnowledgePrefix) -> VisionTokens:

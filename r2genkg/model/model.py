@@ -32,7 +32,7 @@ from .qformer import read_tensors
 
 # %% ../../nbs/07_model/16_model.ipynb #prompt_ids
 def prompt_ids(
-    prompt: str,  # text with {image}, or a name of `llm.PROMPTS`
+    prompt: str,  # text with {image}, or a name of `nbs/07_model/12_llm`
     tokenizer: Any,
 ) -> tuple[list[int], list[int]]:  # tokens before and after the image
     "Tokens around the image; the first ones begin with BOS where the tokenizer has one."

@@ -182,7 +182,7 @@ def generate_all(
     ):
         items = [dataset[i] for i in range(start, min(start + decode.batch_size, len(dataset)))]
         batch = Collator(0)(items)
-        inputs = {
+        inputs: dict[str, Any] = {
             k: v.to(model.device)
             for k, v in batch.items()
             if k in ("visual", "pixel_values", "view_mask")

@@ -7,6 +7,7 @@ __all__ = ['Prediction', 'predict_reports', 'score', 'weaken', 'edge_weight', 'l
            'group_rates', 'shared_ngrams']
 
 # %% ../../nbs/10_use/02_stress_tests.ipynb #code-2
+from typing import Any
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,11 +59,8 @@ def predict_reports(
             change(np.stack([load_image(p, size) for p in s.images[: c.studies.max_views]]), s)
             for s in part
         ]
-        texts, output = model.generate(
-            **{k: v.to(model.device) for k, v in views_to_pixels(views).items()},
-            return_attention=True,
-            state=state,
-        )
+        pixels: dict[str, Any] = {k: v.to(model.device) for k, v in views_to_pixels(views).items()}
+        texts, output = model.generate(**pixels, return_attention=True, state=state)
         hypos += texts
         entropies += [_entropies(output.maps)] * len(part)
     return Prediction(training_texts(c, studies), hypos, *np.mean(entropies, axis=0).tolist())

@@ -58,9 +58,9 @@ def test_every_stage_equals_the_reference(official):
 def test_handed_in_mapped_and_unprefixed_routes_agree(official):
     data, scales, state, prefix = official
     visual, expected = data["in.visual_embeds"], data["out.prefix"]
-    state = prefix.node_state()
+    nodes = prefix.node_state()
     for _ in range(2):
-        close(prefix(visual, state).tokens, expected)  # node state handed in
+        close(prefix(visual, nodes).tokens, expected)  # node state handed in
     close(prefix(visual, return_attention=True).tokens, expected)  # spelled-out attention
     bare = {k.removeprefix("state."): v for k, v in state.items()}
     bank = data["in.disease_feature"]
