@@ -120,7 +120,7 @@ class _FrozenCheckpoint:
         finally:
             self.layer.training = before
 
-
+# %% ../../nbs/07_model/11_adapters.ipynb #recompute-frozen
 def recompute_frozen(llm: nn.Module) -> None:
     "Let the layers of a model in evaluation mode recompute activations, where gradient checkpointing is on."
     from transformers.modeling_layers import GradientCheckpointingLayer

@@ -78,7 +78,7 @@ def _save_knowledge(parts: ModelParts, path: Path) -> None:
     }
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, about)
 
-
+# %% ../../nbs/07_model/15_checkpoint.ipynb #absolute
 def _absolute(name: str) -> str:
     "Where a language model in a file or folder lies, so that a relative name is found from elsewhere; else empty."
     local = name != "scratch" and Path(name).exists()
@@ -93,7 +93,7 @@ def _own(scale: Any) -> ScaleGraph:
     )
     return ScaleGraph(x, edges, types, tuple(scale.names), tuple(scale.keys))
 
-
+# %% ../../nbs/07_model/15_checkpoint.ipynb #bank-alone
 def _bank_alone(prefix: KnowledgePrefix) -> VisionTokens:
     "The bank of a prefix; nothing is known of its rows but their labels."
     features = prefix.bank.detach().cpu()
@@ -126,7 +126,7 @@ def load_parts(
         llm, tokenizer = _load_llm(folder, config, device, meta.get("llm", ""))
     return ModelParts(vision, prefix, llm, tokenizer, config)
 
-
+# %% ../../nbs/07_model/15_checkpoint.ipynb #below
 def _below(tensors: dict[str, torch.Tensor], stem: str) -> dict[str, torch.Tensor]:
     "The tensors whose names begin with `stem`, without it."
     return {k.removeprefix(stem): v for k, v in tensors.items() if k.startswith(stem)}
@@ -143,7 +143,7 @@ def _load_prefix(folder: Path, config: Config, arguments: dict[str, Any]) -> Kno
     bank = tokens.features if len(tokens) else None
     return KnowledgePrefix(config.model, scales, bank, bank_labels=labels, **arguments)
 
-
+# %% ../../nbs/07_model/15_checkpoint.ipynb #load-vision
 def _load_vision(folder: Path, kind: str) -> nn.Module | None:
     "The saved vision encoder: a `VisionBackbone` or a `SwinClassifier`."
     if not folder.is_dir():

@@ -39,7 +39,7 @@ _PROMPTS = {
     "llama2-chat": f"[INST] <Img>{{image}}</Img> {_ASK} [/INST]",
 }
 
-
+# %% ../../nbs/07_model/12_llm.ipynb #prompt-sides-1
 def prompt_sides(
     prompt: str,  # text with {image}, or a key of _PROMPTS
 ) -> tuple[str, str]:
@@ -93,7 +93,7 @@ def _check_heads(config: LLMConfig) -> None:
             f"choose a multiple of {pairs}"
         )
 
-
+# %% ../../nbs/07_model/12_llm.ipynb #scratch-llama
 def scratch_llm(
     config: LLMConfig,  # hidden, layers, heads, ff
     tokenizer: Any,
@@ -166,7 +166,7 @@ def _pretraining_arguments(folder: str, steps: int, batch_size: int) -> Any:  # 
         train_sampling_strategy="group_by_length",
     )
 
-
+# %% ../../nbs/07_model/12_llm.ipynb #pretrain-reports
 def _pretrain(
     llm: Any,  # causal language model
     tokenizer: Any,
@@ -311,7 +311,7 @@ def load_pretrained(
     settle_quantised(llm, config, device)
     return llm, tokenizer
 
-
+# %% ../../nbs/07_model/12_llm.ipynb #loading-options
 def _loading_options(config: LLMConfig, device: str) -> dict[str, Any]:
     "Number format, quantisation and place of the weights."
     options: dict[str, Any] = {"dtype": llm_dtype(config, device)}

@@ -55,7 +55,7 @@ _UNUSED = re.compile(
 )
 _BRANCHES = re.compile(r"^(Qformer\.bert\.|Qformer\.|qformer\.|bert\.)")
 
-
+# %% ../../nbs/07_model/03_qformer.ipynb #qformer-key
 def qformer_key(
     key: str,  # name of a tensor in a checkpoint
 ) -> str | None:
@@ -78,7 +78,7 @@ _PARAMS: list[Any] = [
     )
 ]
 
-
+# %% ../../nbs/07_model/03_qformer.ipynb #read-tensors
 def read_tensors(
     path: str | Path,  # .safetensors, or a file written by torch.save
 ) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ def check_scales(
         if fault:
             raise R2GenKGError(f"scale {i}{fault}")
 
-
+# %% ../../nbs/07_model/01_rgcn.ipynb #scale-fault
 def _fault(s: ScaleGraph, dim: int, num_relations: int, max_nodes: int) -> str:
     "What is wrong with a scale, and the remedy; empty if nothing is."
     nodes, width = s.x.shape[0], s.x.shape[-1]

@@ -30,7 +30,7 @@ def whiten_visual(
         proj.weight[: len(matrix)] = matrix.to(proj.weight)
         proj.bias[: len(matrix)] = -(matrix @ rows.mean(0)).to(proj.bias)
 
-
+# %% ../../nbs/07_model/10_whitening.ipynb #sample
 def _sample(visual: Tensor, most: int = 2000) -> Tensor:
     "Every n-th image, so that at most `most` are looked at."
     return visual[:: -(-len(visual) // most)]
