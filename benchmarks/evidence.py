@@ -69,7 +69,7 @@ def maps_of(model, pixels, text: str, drawn: set[str]):
         return
     with torch.no_grad():
         visual = model.encode(pixels)
-        embeds, seen = model.prompt(visual, True)
+        embeds, output = model.prompt(visual, True)
     influence, _ = sentence_influence(model, visual, ids, ranges)
     groups = group_attention(model, embeds, ids, ranges)
     cams = label_maps(model.vision, pixels, sorted(set.union(*stated), key=LABELS.index))
@@ -86,11 +86,11 @@ def maps_of(model, pixels, text: str, drawn: set[str]):
                 "attention on image and V2KG tokens",
                 groups["visual"][s] + groups.get("v2kg", [0] * len(groups["visual"]))[s],
             )
-            if "kg2v" in seen:
+            if output.kg2v is not None:
                 yield (
                     label,
                     "attention rolled out through KG2V",
-                    groups["visual"][s] + groups["kg2v"][s] @ seen["kg2v"][0].numpy(),
+                    groups["visual"][s] + groups["kg2v"][s] @ output.kg2v[0].numpy(),
                 )
             yield (
                 label,

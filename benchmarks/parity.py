@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from r2genkg.model.fusion import KnowledgePrefix, encode_nodes, fuse
+from r2genkg.model.fusion import KnowledgePrefix, fuse
 from r2genkg.use.plots import new_figure, save_figure
 
 TITLES = {
@@ -46,14 +46,14 @@ def outputs(data: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torc
     ).eval()
     visual = data["in.visual_embeds"]
     answers, _ = prefix.parts["disease_queries"](visual)
-    kg2v, v2kg = fuse(prefix, visual, {})
+    fused = fuse(prefix.parts, visual, prefix.node_state())
     ours = {
         "qformer": answers,
         "lookup": prefix.parts["attention_visual"](answers, prefix.bank)[0],
-        "nodes_scale3": encode_nodes(prefix),
-        "v2kg": v2kg,
-        "kg2v": kg2v,
-        "prefix": prefix(visual),
+        "nodes_scale3": prefix.encode_nodes(),
+        "v2kg": fused.v2kg_tokens,
+        "kg2v": fused.kg2v_tokens,
+        "prefix": prefix(visual).tokens,
     }
     return {name: (data[f"out.{name}"], value) for name, value in ours.items()}
 

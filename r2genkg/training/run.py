@@ -23,13 +23,7 @@ from ..vision.vision_tokens import VisionTokens
 
 # %% ../../nbs/09_training/08_run.ipynb #run-folder
 #: Files that every run has.
-RUN_FILES = (
-    "tokens.parquet",
-    "config.yaml",
-    "knowledge.safetensors",
-    "scales.safetensors",
-    "bank.safetensors",
-)
+RUN_FILES = ("config.yaml", "knowledge.safetensors", "scales", "vision_tokens")
 
 
 def run_folder(
@@ -37,7 +31,7 @@ def run_folder(
 ) -> Path:
     "The folder of the run itself. Raises `R2GenKGError` if `folder` holds no run."
     run = Path(folder, "run") if Path(folder, "run").is_dir() else Path(folder)
-    missing = [name for name in RUN_FILES if not (run / name).is_file()]
+    missing = [name for name in RUN_FILES if not (run / name).exists()]
     if missing:
         raise R2GenKGError(
             f"{run}: not a run folder ({missing[0]} is missing); "

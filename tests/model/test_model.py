@@ -10,13 +10,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
+from torch.nn.utils.rnn import pad_sequence
 
 from r2genkg.core.config import DecodeConfig, load_config, override
 from r2genkg.core.files import R2GenKGError
 from r2genkg.model.decode import generate_ids, prefill
 from r2genkg.model.fusion import KnowledgePrefix
-from r2genkg.model.llm import build_llm, check_savable, find_gguf, llm_dtype
-from r2genkg.model.model import R2GenKG, VisionBackbone, encode_targets
+from r2genkg.model.llm import build_llm, check_savable, find_gguf
+from r2genkg.model.adapters import llm_dtype
+from r2genkg.model.model import R2GenKG, target_ids
+from r2genkg.model.vision_backbone import VisionBackbone
 from r2genkg.training.memory_plan import (
     cache_bytes,
     fitting_configs,
@@ -55,6 +58,15 @@ SMALL = [
     "model.retrieval_labels=0",
     "model.whiten_visual=false",
 ]  # not what the demo happens to set
+
+
+def target_batch(texts, tokenizer, max_length):
+    """Token ids and labels of reports, padded on the right."""
+    rows = [torch.tensor(ids) for ids in target_ids(texts, tokenizer, max_length)]
+    labels = pad_sequence(rows, batch_first=True, padding_value=-100)
+    return {"input_ids": labels.clamp(min=0), "labels": labels}
+
+
 DECODE = DecodeConfig(beams=2, min_new_tokens=2, max_new_tokens=10)
 
 
@@ -109,21 +121,21 @@ def visual():
 )
 def test_every_variant_trains_all_it_has_and_generates(overrides, visual):
     model = make(*overrides)
-    batch = encode_targets(REPORTS, model.tokenizer, 20)
+    batch = target_batch(REPORTS, model.tokenizer, 20)
     model.train()
     model(**batch, visual=visual)["loss"].backward()
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained.values())
     assert any(n.startswith("llm.") for n in trained) == ("llm.adapter=frozen" not in overrides)
     assert len(model.generate(visual=visual[:2], decode=DECODE)) == 2
-    assert model.prefix(visual).shape[1] == model.prefix.num_tokens
+    assert model.prefix(visual).tokens.shape[1] == model.prefix.num_tokens
 
 
 def test_frozen_parts_stay_still_and_in_evaluation_mode(visual):
     model = make("llm.adapter=frozen").train()
     before = copy.deepcopy(model.llm.state_dict())
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
-    model(**encode_targets(REPORTS, model.tokenizer, 20), visual=visual)["loss"].backward()
+    model(**target_batch(REPORTS, model.tokenizer, 20), visual=visual)["loss"].backward()
     optimiser.step()
     assert not model.llm.training and model.prefix.training
     assert all(
@@ -135,7 +147,7 @@ def test_frozen_parts_stay_still_and_in_evaluation_mode(visual):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_has_no_nan(dtype, visual):
     model = make(f"llm.dtype={dtype}", "llm.adapter=lora").train()
-    batch = encode_targets(REPORTS, model.tokenizer, 20)
+    batch = target_batch(REPORTS, model.tokenizer, 20)
     loss = model(**batch, visual=10 * visual)["loss"]
     loss.backward()
     assert torch.isfinite(loss) and all(
@@ -159,7 +171,7 @@ def test_half_precision_has_no_nan(dtype, visual):
 def test_autocast_has_no_nan_with_large_inputs(overrides, dtype, visual):
     """Mixed precision as the Trainer runs it: float32 weights, half precision products, norms and softmaxes in float32."""
     model = make(*overrides, "model.dropout=0", "model.retrieval_labels=0").train()
-    batch = encode_targets(REPORTS, model.tokenizer, 20) | {"study_labels": torch.ones(4, 14)}
+    batch = target_batch(REPORTS, model.tokenizer, 20) | {"study_labels": torch.ones(4, 14)}
     for scale in (1, 100, 2000):
         with torch.autocast("cpu", dtype):
             loss = model(**batch, visual=scale * visual)["loss"]
@@ -172,10 +184,9 @@ def test_autocast_has_no_nan_with_large_inputs(overrides, dtype, visual):
         assert abs(loss - exact) < 0.1 * exact
     model.eval()
     with torch.autocast("cpu", dtype), torch.no_grad():
-        prefix, maps = model.prefix(2000 * visual, return_attention=True)
-    assert prefix.dtype == torch.float32 and all(
-        torch.isfinite(m.float()).all() for m in [prefix, *maps.values()]
-    )
+        out = model.prefix(2000 * visual, return_attention=True)
+    assert out.tokens.dtype == torch.float32 and len(out.maps) >= 4
+    assert all(torch.isfinite(m.float()).all() for m in [out.tokens, *out.maps.values()])
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "qwen2", "gemma"])
@@ -224,7 +235,7 @@ def test_any_causal_language_model(kind, tmp_path, visual):
     model = make(
         f"llm.name={tmp_path}", "llm.adapter=lora", "llm.dtype=float32", "llm.hidden=32"
     ).train()
-    loss = model(**encode_targets(REPORTS, model.tokenizer, 20), visual=visual)["loss"]
+    loss = model(**target_batch(REPORTS, model.tokenizer, 20), visual=visual)["loss"]
     loss.backward()
     assert torch.isfinite(loss) and all(
         p.grad is not None for p in model.parameters() if p.requires_grad
@@ -239,7 +250,7 @@ def test_any_causal_language_model(kind, tmp_path, visual):
 
 def test_gradient_checkpointing_gives_the_same_gradients(visual):
     model = make("model.dropout=0").train()
-    batch = encode_targets(REPORTS, model.tokenizer, 20)
+    batch = target_batch(REPORTS, model.tokenizer, 20)
     model(**batch, visual=visual)["loss"].backward()
     plain = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
@@ -271,7 +282,7 @@ def test_a_frozen_model_with_gradient_checkpointing_drops_nothing(tmp_path, visu
     model = make(
         f"llm.name={tmp_path}", "llm.adapter=frozen", "llm.dtype=float32", "model.dropout=0"
     )
-    batch = encode_targets(REPORTS, model.tokenizer, 20)
+    batch = target_batch(REPORTS, model.tokenizer, 20)
     plain = model.train()(**batch, visual=visual)["loss"]
     model.gradient_checkpointing_enable()
     assert torch.allclose(model.train()(**batch, visual=visual)["loss"], plain) and any(
@@ -282,18 +293,18 @@ def test_a_frozen_model_with_gradient_checkpointing_drops_nothing(tmp_path, visu
 @pytest.mark.parametrize("stay_in_evaluation", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 def test_evaluation_follows_training_steps(fused, stay_in_evaluation, visual):
-    """The node cache of evaluation never outlives a weight, even if nobody calls train() before a step."""
+    """A node state made anew after a step is that of the new weights, even if nobody calls train() before it."""
     model = make()
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.05, fused=fused)
-    batch = encode_targets(REPORTS, model.tokenizer, 20)
+    batch = target_batch(REPORTS, model.tokenizer, 20)
     for _ in range(3):
         model.eval()
         with torch.no_grad():
-            cached = model.prefix(visual)
+            ours = model.prefix(visual, model.node_state()).tokens
         fresh = make()
         fresh.prefix.load_state_dict(model.prefix.state_dict())
         with torch.no_grad():
-            assert torch.allclose(fresh.eval().prefix(visual), cached, atol=1e-5)
+            assert torch.allclose(fresh.eval().prefix(visual).tokens, ours, atol=1e-5)
         model.train(not stay_in_evaluation)
         optimiser.zero_grad()
         model(**batch, visual=visual)["loss"].backward()
@@ -301,23 +312,25 @@ def test_evaluation_follows_training_steps(fused, stay_in_evaluation, visual):
 
 
 def test_nodes_are_encoded_once_for_many_reports(visual):
-    """Each call of generate() goes into evaluation mode and back; that is no reason to encode the nodes again."""
+    """The state is made once, whatever the mode, and handed to every call of generate()."""
     model, runs = make(), []
     model.prefix.parts["gcn"].register_forward_hook(lambda *_: runs.append(1))
+    state = model.train().node_state()
+    assert model.training and not state.nodes.requires_grad
+    alone = model.generate(visual=visual, decode=DECODE)
+    assert len(runs) == 2  # without a state each call makes its own
+    runs.clear()
     for mode in (model.eval, model.train, model.eval):
         mode()
         for _ in range(2):
-            model.generate(visual=visual, decode=DECODE)
-    assert len(runs) == 1
+            assert model.generate(visual=visual, decode=DECODE, state=state) == alone
+    assert not runs
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.05)
-    model.train()(**encode_targets(REPORTS, model.tokenizer, 20), visual=visual)["loss"].backward()
-    assert len(runs) == 2 and all(
-        p.grad is not None for p in model.prefix.parts["gcn"].parameters()
-    )  # training never reads the cache
+    model.train()(**target_batch(REPORTS, model.tokenizer, 20), visual=visual)["loss"].backward()
+    assert len(runs) == 1  # training makes its own, with gradients
+    assert all(p.grad is not None for p in model.prefix.parts["gcn"].parameters())
     optimiser.step()
-    for _ in range(3):
-        model.generate(visual=visual, decode=DECODE)
-    assert len(runs) == 3
+    assert not torch.equal(model.node_state().nodes, state.nodes)
 
 
 def test_the_trainer_accumulates_exactly(tmp_path, visual):
@@ -328,7 +341,7 @@ def test_the_trainer_accumulates_exactly(tmp_path, visual):
         model = make("model.dropout=0")
         rows = [{"i": i} for i in range(4)]
         collate = lambda rows: (
-            encode_targets([REPORTS[r["i"]] for r in rows], model.tokenizer, 20)
+            target_batch([REPORTS[r["i"]] for r in rows], model.tokenizer, 20)
             | {"visual": visual[[r["i"] for r in rows]]}
         )
         args = TrainingArguments(
@@ -385,7 +398,7 @@ def test_disk_round_trip_without_pickle(tmp_path, adapter, visual):
     )
     assert ("adapter/adapter_model.safetensors" in files) == ("lora" in adapter)
     again = R2GenKG.load(tmp_path / "run")
-    batch = encode_targets(REPORTS, model.tokenizer, 20)
+    batch = target_batch(REPORTS, model.tokenizer, 20)
     with torch.no_grad():
         assert torch.equal(
             model(**batch, visual=visual)["logits"], again(**batch, visual=visual)["logits"]
@@ -454,7 +467,8 @@ def test_checkpoint_of_the_reference_with_pickled_parameters(tmp_path, shared_da
     )
     with torch.no_grad():
         assert (
-            float((model.prefix(data["in.visual_embeds"]) - data["out.prefix"]).abs().max()) <= 1e-4
+            float((model.prefix(data["in.visual_embeds"]).tokens - data["out.prefix"]).abs().max())
+            <= 1e-4
         )
     assert len(model.generate(visual=data["in.visual_embeds"], decode=DECODE)) == 2
 
@@ -527,7 +541,8 @@ def test_faults_are_named():
 def test_missing_model_is_told_in_one_line():
     """Without a network the hub's own trace would be pages long."""
     code = (
-        "from r2genkg.llm import build_llm; from r2genkg.config import LLMConfig, R2GenKGError\n"
+        "from r2genkg.model.llm import build_llm; from r2genkg.core.config import LLMConfig\n"
+        "from r2genkg.core.files import R2GenKGError\n"
         "try: build_llm(LLMConfig(name='nobody/no-such-model', adapter='frozen'), device='cpu')\n"
         "except R2GenKGError as e: print(e)"
     )
@@ -637,7 +652,7 @@ def test_qlora_on_pretrained_smollm2(tmp_path, monkeypatch, visual):
     assert 60e6 < llm.get_memory_footprint() < 400e6 and all(
         "lora" in n for n, p in llm.named_parameters() if p.requires_grad
     )
-    batch = encode_targets(REPORTS, tokenizer, 20)
+    batch = target_batch(REPORTS, tokenizer, 20)
     optimiser = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=2e-3)
     losses = []
     for _ in range(6):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from r2genkg.core.files import R2GenKGError
-from r2genkg.model.fusion import KnowledgePrefix, encode_nodes, fuse
+from r2genkg.model.fusion import KnowledgePrefix, fuse
 from r2genkg.model.qformer import build_qformer, load_qformer, qformer_key
 
 
@@ -47,32 +47,30 @@ def test_every_stage_equals_the_reference(official):
     answers, _ = prefix.parts["disease_queries"](visual)
     close(answers, data["out.qformer"])
     close(prefix.parts["attention_visual"](answers, prefix.bank)[0], data["out.lookup"])
-    close(encode_nodes(prefix), data["out.nodes_scale3"])
-    kg2v, v2kg = fuse(prefix, visual, {})
-    close(kg2v, data["out.kg2v"])
-    close(v2kg, data["out.v2kg"])
-    close(prefix(visual), data["out.prefix"])
+    close(prefix.encode_nodes(), data["out.nodes_scale3"])
+    fused = fuse(prefix.parts, visual, prefix.node_state())
+    close(fused.kg2v_tokens, data["out.kg2v"])
+    close(fused.v2kg_tokens, data["out.v2kg"])
+    close(prefix(visual).tokens, data["out.prefix"])
 
 
 @torch.no_grad()
-def test_cached_mapped_and_unprefixed_routes_agree(official):
+def test_handed_in_mapped_and_unprefixed_routes_agree(official):
     data, scales, state, prefix = official
     visual, expected = data["in.visual_embeds"], data["out.prefix"]
-    prefix(visual)
-    close(prefix(visual), expected)  # node state from the cache
-    close(prefix(visual, return_attention=True)[0], expected)  # spelled-out attention
+    nodes = prefix.node_state()
+    for _ in range(2):
+        close(prefix(visual, nodes).tokens, expected)  # node state handed in
+    close(prefix(visual, return_attention=True).tokens, expected)  # spelled-out attention
     bare = {k.removeprefix("state."): v for k, v in state.items()}
-    close(
-        KnowledgePrefix.from_official(
-            bare, scales, data["in.disease_feature"], qformer_heads=4
-        ).eval()(visual),
-        expected,
-    )
+    bank = data["in.disease_feature"]
+    again = KnowledgePrefix.from_official(bare, scales, bank, qformer_heads=4).eval()
+    close(again(visual).tokens, expected)
 
 
 def test_same_outputs_with_gradients_enabled(official):
     data, _, _, prefix = official
-    close(prefix(data["in.visual_embeds"]).detach(), data["out.prefix"])
+    close(prefix(data["in.visual_embeds"]).tokens.detach(), data["out.prefix"])
 
 
 def test_every_tensor_of_the_reference_is_used(official):
@@ -95,7 +93,8 @@ def test_wrong_heads_do_not_pass(official):
     other = KnowledgePrefix.from_official(
         state, scales, data["in.disease_feature"], qformer_heads=6
     ).eval()
-    assert float((other(data["in.visual_embeds"]) - data["out.prefix"]).abs().max()) > 1e-4
+    tokens = other(data["in.visual_embeds"]).tokens
+    assert float((tokens - data["out.prefix"]).abs().max()) > 1e-4
 
 
 # BLIP-2's own file: names and shapes as LAVIS publishes them for stage one, random values.

@@ -434,9 +434,8 @@ def test_losses_beside_the_report_fall_and_change_nothing_else(data, tmp_path):
 
     @torch.no_grad()
     def aside() -> float:
-        seen = {}
-        trainer.model.prefix(batch["visual"], seen=seen)
-        return float(label_losses(trainer.model.prefix, seen, batch["study_labels"]))
+        output = trainer.model.prefix(batch["visual"])
+        return float(label_losses(trainer.model.prefix, output, batch["study_labels"]))
 
     before = aside()
     trainer.train()

@@ -5,21 +5,21 @@ import os
 import warnings
 import weakref
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
-import pytest
-import torch
 from PIL import Image
-
 from r2genkg.data.study import LABELS
 from r2genkg.core.files import R2GenKGError
 from r2genkg.training.run import RUN_FILES, run_folder
 from r2genkg.use.pages import write_reports
 from r2genkg.use.report import Reporter
 from r2genkg.use.report_files import find_images, report_files, report_images
-
 from browser import open_page
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_a_damaged_file_stops_before_any_report(toy, export, tmp_path, content, 
 def test_unusable_places(toy, export, tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "tokens.parquet").touch()
+    (tmp_path / "half" / "scales").mkdir()
     for paths, run, out, fault in (
         ([export / "a.png"], tmp_path / "none", None, "not a run"),
         ([export / "a.png"], tmp_path / "half", None, "config.yaml is missing.*r2genkg train"),
@@ -283,7 +283,10 @@ def test_run_folder_of_a_pipeline(toy, tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "run").symlink_to(toy)
     assert run_folder(tmp_path / "p") == tmp_path / "p" / "run"
-    assert isinstance(pd.read_parquet(run_folder(tmp_path / "p") / "tokens.parquet"), pd.DataFrame)
+    assert isinstance(
+        pd.read_parquet(run_folder(tmp_path / "p") / "vision_tokens" / "tokens.parquet"),
+        pd.DataFrame,
+    )
 
 
 warnings.filterwarnings("ignore", category=FutureWarning)
