@@ -84,8 +84,8 @@ def presets(as_json: AsJson = False) -> None:
 # %% ../../nbs/10_use/11_commands.ipynb #train
 def _plan(config: Config, card: int) -> dict:
     "The plan of a run on one card; the training studies are counted where they are prepared already."
-    from r2genkg.training.pipeline import check_choices
-    from r2genkg.training.memory_plan import plan_rows
+    from r2genkg.training.preflight import check_choices
+    from r2genkg.training.training_plan import plan_rows
 
     check_choices(config)
     c = config.studies
@@ -188,7 +188,9 @@ def tables(
     import shlex
     from dataclasses import replace
     from r2genkg.use.demo import print_stage
-    from r2genkg.training.grid import grid_names, load_grid, markdown, run_grid
+    from r2genkg.training.grid import grid_names, load_grid
+    from r2genkg.training.table_files import markdown
+    from r2genkg.training.grid_runs import run_grid
     from r2genkg.training.tables import make_tables
 
     chosen = load_grid(
@@ -213,11 +215,7 @@ def tables(
     made = make_tables(
         chosen, outcomes, out / "tables", shlex.join(["r2genkg", *sys.argv[1:]]), only or ()
     )
-    made = {
-        name: t
-        for name, t in made.items()
-        if not (t["runs"].str.startswith("not run") | (t["runs"] == "")).all()
-    }
+    made = {name: t for name, t in made.items() if t.attrs["measured"]}
     typer.echo(
         json.dumps(
             {name: t.to_dict("index") for name, t in made.items()}, indent=2, ensure_ascii=False

@@ -24,13 +24,15 @@ from r2genkg.core.files import (
     stamp,
     write_json,
 )
-from ..training.grid import ZERO_KG, RunOutcome, run_grid, score_table, write_table
+from ..training.grid import ZERO_KG
+from ..training.grid_runs import RunOutcome, run_grid
+from ..training.table_files import score_table, write_table
 from .figures import run_figures, study_figures
 from ..kg.graph import M3KG
 from ..data.images import load_image
 from ..vision.classifier import SwinClassifier
 from ..phantom.phantoms import load_masks
-from ..training.pipeline import StageResult, image_cache
+from ..training.stages import StageResult, image_cache
 from .report import explain, load_run, page, png_uri
 from ..data.study import Study, load_studies
 from ..vision.token_audit import audit_maps, audit_table

@@ -16,7 +16,7 @@ from PIL import Image
 from r2genkg.core.files import R2GenKGError
 from r2genkg.core.config import load_config
 from r2genkg.data.download import download_iu_xray, fetch
-from r2genkg.training.pipeline import StageResult
+from r2genkg.training.stages import StageResult
 from r2genkg.data.checks import data_set, data_sets, leaking_patients, prepare, read_data_set
 from r2genkg.data.splits import SPLITS, read_split_ids
 from r2genkg.data.study import check_section, load_studies
@@ -508,7 +508,7 @@ def test_graph_and_bank_of_held_out_studies_are_refused(tmp_path, caplog):
 
 
 def test_packaged_reports_of_held_out_studies_stay_out_of_the_graph():
-    from r2genkg.training.pipeline import graph_corpus
+    from r2genkg.training.stages import graph_corpus
 
     openi = [s for s in read_openi_package() if s.findings][:6]
     studies = [
@@ -533,7 +533,7 @@ def test_a_split_that_the_run_will_miss_is_told_at_once(tmp_path, split, change)
 
 
 def test_an_edited_table_makes_its_stage_again(tmp_path):
-    from r2genkg.training.pipeline import STAGES, stage_hash
+    from r2genkg.training.stages import STAGES, stage_hash
 
     answers = tmp_path / "answers.jsonl"
     answers.write_text("{}\n")

@@ -13,9 +13,12 @@ from r2genkg.training import tables as room
 from r2genkg.data.study import LABELS
 from r2genkg.core.files import R2GenKGError
 from r2genkg.core.config import load_config
-from r2genkg.training.grid import Grid, Variant, grid_jobs, grid_names, latex, load_grid, run_grid
+from r2genkg.training.grid import Grid, Variant, grid_jobs, grid_names, load_grid
+from r2genkg.training.grid_runs import RunState, run_grid
+from r2genkg.training.table_files import latex
 from r2genkg.use.figures import run_figures, study_figures
-from r2genkg.training.pipeline import STAGES, run_pipeline, stage_hash
+from r2genkg.training.pipeline import run_pipeline
+from r2genkg.training.stages import STAGES, stage_hash
 from r2genkg.use.stress_tests import edge_weight, predict_reports, score, weaken
 from r2genkg.use.report import load_run
 from r2genkg.scores.significance import compare

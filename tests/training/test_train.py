@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from toy_run import run, settings, toy_data
 from transformers import TrainerCallback
 
-from r2genkg.training import train as room
+from r2genkg.training import trainer as trainer_module
 from r2genkg.training.dataset import FILLER, Collator, make_dataset
 from r2genkg.core.files import R2GenKGError
 from r2genkg.core.config import load_config
@@ -23,7 +23,8 @@ from r2genkg.core.runtime import set_seed
 from r2genkg.model.fusion import label_losses
 from r2genkg.model.model import R2GenKG
 from r2genkg.core.hf_trainer import last_checkpoint
-from r2genkg.training.train import build_model, check_begun, generate_all, make_trainer, train
+from r2genkg.training.train import build_model, check_begun, make_trainer, train
+from r2genkg.training.trainer import ReportTrainer, generate_all, trainable_state
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def trainer_of(data, work: Path, *changes: str) -> room.ReportTrainer:
+def trainer_of(data, work: Path, *changes: str) -> ReportTrainer:
     """A trainer that has not started, with the seed set as `train` does."""
     config = settings(*changes)
     set_seed(config.train.seed)
@@ -141,18 +142,18 @@ def scored(monkeypatch, values: list[float]) -> None:
         value = next(left)
         return {"BLEU-4": value, "CIDEr": value}
 
-    monkeypatch.setattr(room, "nlg_scores", scores)
+    monkeypatch.setattr(trainer_module, "nlg_scores", scores)
 
 
 def test_best_checkpoint_is_kept(data, tmp_path, monkeypatch):
     scored(monkeypatch, [0.1, 0.7, 0.3, 0.2])
     seen = []
-    save = room.ReportTrainer._save
+    save = ReportTrainer._save
     monkeypatch.setattr(
-        room.ReportTrainer,
+        ReportTrainer,
         "_save",
         lambda self, *a, **k: (
-            seen.append({n: t.clone() for n, t in room.trainable_state(self.model).items()}),
+            seen.append({n: t.clone() for n, t in trainable_state(self.model).items()}),
             save(self, *a, **k),
         )[1],
     )
@@ -163,7 +164,7 @@ def test_best_checkpoint_is_kept(data, tmp_path, monkeypatch):
 
 
 def test_score_is_half_bleu_and_half_cider(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "nlg_scores", lambda *a, **k: {"BLEU-4": 0.2, "CIDEr": 0.6})
+    monkeypatch.setattr(trainer_module, "nlg_scores", lambda *a, **k: {"BLEU-4": 0.2, "CIDEr": 0.6})
     assert trainer_of(data, tmp_path, "train.evals_per_epoch=1").evaluate()[
         "eval_score"
     ] == pytest.approx(0.4)
@@ -205,7 +206,7 @@ def test_collapse_is_told_at_the_first_validation(tmp_path, monkeypatch):
     trainer = trainer_of(data, tmp_path, "train.evals_per_epoch=1", "train.epochs=1")
     trainer.references = [f"report number {i} ." for i in range(12)]
     monkeypatch.setattr(
-        room,
+        trainer_module,
         "generate_all",
         lambda model, dataset, decode: ["the lungs are clear ."] * len(dataset),
     )
@@ -234,7 +235,7 @@ class Gradients(TrainerCallback):
         self.rates.append([g["lr"] for g in optimizer.param_groups])
 
 
-def watched(data, work, *changes) -> tuple[room.ReportTrainer, Gradients]:
+def watched(data, work, *changes) -> tuple[ReportTrainer, Gradients]:
     trainer, seen = trainer_of(data, work, "train.evals_per_epoch=0", *changes), Gradients()
     trainer.add_callback(seen)
     trainer.train()
