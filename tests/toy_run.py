@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import TrainerCallback
 
-from r2genkg.training import train as room
+from r2genkg.training import train as train_module
 from r2genkg.extraction.annotate import annotate
 from r2genkg.training.dataset import TrainingData
 from r2genkg.vision.classifier import SwinClassifier, build_swin
@@ -144,15 +144,15 @@ def run(data: Path, out: Path, changes: list[str], kill: tuple[int, bool] = (-1,
     """Train the toy, alone in a process; `OUT-work` keeps checkpoints, `OUT-starts` the step at which each attempt began."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    make = room.make_trainer
+    make = train_module.make_trainer
 
     def with_killer(*args):
         trainer = make(*args)
         trainer.add_callback(Killer(out.with_name(f"{out.name}-starts"), *kill))
         return trainer
 
-    room.make_trainer = with_killer
-    room.train(settings(*changes), toy_data(data), out, work=out.with_name(f"{out.name}-work"))
+    train_module.make_trainer = with_killer
+    train_module.train(settings(*changes), toy_data(data), out, work=out.with_name(f"{out.name}-work"))
 
 
 if __name__ == "__main__":

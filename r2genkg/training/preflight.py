@@ -43,12 +43,12 @@ _SUFFIXES = {
 
 def looks_like_path(value: str) -> bool:
     "Whether a value that may be a hub name is meant as a local path."
-    path = Path(value)
-    if path.suffix.lower() in _SUFFIXES:
+    if Path(value).suffix.lower() in _SUFFIXES:
         return True
-    if len(path.parts) < 2:
+    first, separator, _ = value.partition("/")
+    if not separator:
         return False
-    return value[0] in "./~" or Path(path.parts[0]).is_dir()
+    return value[0] in "./~" or Path(first).is_dir()
 
 # %% ../../nbs/09_training/07_preflight.ipynb #check_paths
 def _missing(key: str, value: str, kind: str = "file or folder") -> R2GenKGError:
