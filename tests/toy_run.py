@@ -123,6 +123,9 @@ def toy_data(folder: Path, train: int = 24, val: int = 4) -> TrainingData:
     )
 
 
+annotate([" ".join(TEXTS)])  # vocabulary and tokenizer are read once, before processes fork
+
+
 class Killer(TrainerCallback):
     """Ends the process as `kill -9` does, after a step; or, with `saving`, in the middle of that step's checkpoint. Notes where training began."""
 
@@ -152,7 +155,9 @@ def run(data: Path, out: Path, changes: list[str], kill: tuple[int, bool] = (-1,
         return trainer
 
     train_module.make_trainer = with_killer
-    train_module.train(settings(*changes), toy_data(data), out, work=out.with_name(f"{out.name}-work"))
+    train_module.train(
+        settings(*changes), toy_data(data), out, work=out.with_name(f"{out.name}-work")
+    )
 
 
 if __name__ == "__main__":
