@@ -70,7 +70,7 @@ def check_held_out(data: TrainingData, allowed: bool = False) -> None:
             f"{in_bank[0]!r}; make it from training studies, or set train.allow_held_out=true"
         )
 
-
+# %% ../../nbs/09_training/02_dataset.ipynb #held-out-in-graph
 def _held_out_in_graph(graph: M3KG | None, held_out: set[str]) -> int:
     "Number of held-out reports in a graph, by its triples or by its own record."
     if graph is None:
@@ -304,7 +304,7 @@ def make_dataset(
     labels = _wanted_labels(config, studies)
     return ReportDataset(texts, model.tokenizer, length, images, visual, labels)
 
-
+# %% ../../nbs/09_training/02_dataset.ipynb #wanted-labels
 def _wanted_labels(config: Config, studies: Sequence[Study]) -> Tensor | None:
     "Labels (S, 14) for the losses that read them; None where no such loss is on."
     c = config.model

@@ -84,6 +84,29 @@ def _flop_counter() -> FlopCounterMode:
     )  # there once bitsandbytes is imported
     return FlopCounterMode(display=False, custom_mapping={known: gemm} if known else {})
 
+# %% ../../nbs/09_training/13_efficiency.ipynb #training-step
+def _training_step(model: R2GenKG) -> Callable[[], None]:
+    "Forward and backward pass of one random batch, in half precision on a card, as the Trainer computes."
+    batch, cuda = _step_batch(model), model.device.type == "cuda"
+    half = torch.bfloat16 if has_bfloat16() else torch.float16
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(model.device.type, half, enabled=cuda):
+            loss = model(**batch)["loss"]
+        loss.backward()
+        if cuda:
+            torch.cuda.synchronize()
+
+    return step
+
+
+def _seconds(step: Callable[[], None]) -> float:
+    "Seconds of one call."
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
 # %% ../../nbs/09_training/13_efficiency.ipynb #measure_step
 def _measure_step(
     model: R2GenKG,  # as trained
@@ -113,29 +136,6 @@ def _measure_step(
         else f"CPU, {torch.get_num_threads()} thread(s)",
         "memory is": "peak of the allocator" if cuda else "weights, gradients and kept activations",
     }
-
-
-def _training_step(model: R2GenKG) -> Callable[[], None]:
-    "Forward and backward pass of one random batch, in half precision on a card, as the Trainer computes."
-    batch, cuda = _step_batch(model), model.device.type == "cuda"
-    half = torch.bfloat16 if has_bfloat16() else torch.float16
-
-    def step() -> None:
-        model.zero_grad(set_to_none=True)
-        with torch.autocast(model.device.type, half, enabled=cuda):
-            loss = model(**batch)["loss"]
-        loss.backward()
-        if cuda:
-            torch.cuda.synchronize()
-
-    return step
-
-
-def _seconds(step: Callable[[], None]) -> float:
-    "Seconds of one call."
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
 
 # %% ../../nbs/09_training/13_efficiency.ipynb #efficiency
 def efficiency(

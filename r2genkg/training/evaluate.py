@@ -65,7 +65,7 @@ def _positive_labels(table: pd.DataFrame) -> list[list[str]]:
     "Names of the positive labels in each row of a table (S, 14)."
     return [[name for name in LABELS if row[name] == 1] for _, row in table.iterrows()]
 
-
+# %% ../../nbs/09_training/06_evaluate.ipynb #write-predictions-2
 def _write_predictions(
     path: Path,
     studies: Sequence[Study],
@@ -111,7 +111,7 @@ def _score_all(
         )
     return found
 
-
+# %% ../../nbs/09_training/06_evaluate.ipynb #intervals
 #: Scores that get an interval in metrics.json.
 _WITH_INTERVAL = (MAIN_SCORE, "ce_f1/macro-14/u0", "BLEU-4", "ROUGE-L", "CIDEr")
 
@@ -127,7 +127,7 @@ def _image_features(
     dataset: ReportDataset,
     classifier: Any,  # SwinClassifier; None: only cached features count
 ) -> np.ndarray | None:
-    "Mean visual token (S, C) of each study: cached ones of a frozen encoder, else the classifier's; None without either."
+    "Mean visual token (S, C) of each study: a frozen encoder's cached ones, else the classifier's; None without both."
     if dataset.visual is not None:
         return dataset.visual.mean(1).numpy()
     if classifier is None or dataset.images is None:
@@ -150,7 +150,7 @@ class _Written:
     ref_labels: pd.DataFrame  # (S, 14)
     hypo_labels: dict[str, pd.DataFrame]  # name -> (S, 14)
 
-
+# %% ../../nbs/09_training/06_evaluate.ipynb #write-reports
 def _write_reports(run: Run, data: TrainingData, cache: Path) -> _Written:
     "The model's reports for the test split, and those of the baselines."
     config, model = run.config, run.model
@@ -170,7 +170,7 @@ def _write_reports(run: Run, data: TrainingData, cache: Path) -> _Written:
     hypo_labels = {name: label_reports(texts) for name, texts in reports.items()}
     return _Written(refs, reports, ref_labels, hypo_labels)
 
-
+# %% ../../nbs/09_training/06_evaluate.ipynb #feature-classifier
 def _feature_classifier(config: Config, data: TrainingData) -> SwinClassifier | None:
     "The classifier whose features find the nearest report; None for a frozen encoder, whose features are cached."
     if config.model.freeze_vision or not (Path(data.classifier) / "config.json").is_file():

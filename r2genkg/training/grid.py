@@ -47,7 +47,7 @@ class Grid:
         "The configuration that variants change."
         return load_config(self.preset, self.changes)
 
-
+# %% ../../nbs/09_training/10_grid.ipynb #grid-names-2
 def grid_names() -> list[str]:
     "Names of the grids shipped with the package."
     folder = files("r2genkg") / "presets" / "grids"
@@ -76,7 +76,7 @@ def load_grid(
             _check_variant(grid, name, data, variant)
     return grid
 
-
+# %% ../../nbs/09_training/10_grid.ipynb #check-variant
 def _check_variant(grid: Grid, name: str, data: Variant, variant: Variant) -> None:
     "Raise `R2GenKGError` if the changes of a variant on a data set give no valid configuration."
     try:
@@ -107,7 +107,7 @@ def _grid(name: str, tree: Mapping, preset: str, changes: Sequence[str]) -> Grid
         (*tree.get("set", ()), *changes),
     )
 
-
+# %% ../../nbs/09_training/10_grid.ipynb #variants-of-tree
 def _variants(name: str, tree: Mapping, key: str) -> tuple[Variant, ...]:
     "The named changes under one key of a grid file."
     part = tree.get(key, {})
@@ -133,7 +133,7 @@ class Job:
         words = filter(None, (self.variant, self.data, str(self.seed)))
         return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words))
 
-
+# %% ../../nbs/09_training/10_grid.ipynb #hashes
 #: Sections of the configuration that decide the stages before `run`.
 _SHARED_SECTIONS = tuple(s for stage in STAGES[:-1] for s in stage.sections)
 
@@ -172,7 +172,7 @@ def grid_jobs(
                 jobs.append(replace(job, folder=folders.setdefault(key, own)))
     return jobs
 
-
+# %% ../../nbs/09_training/10_grid.ipynb #shared-folder
 def _shared_folder(root: Path, config: Config, first: Config) -> Path:
     "Where the stages before the run lie: in the root, if they are those of the first configuration."
     key = _shared_hash(config)

@@ -30,7 +30,7 @@ class RunState(str, Enum):
     PENDING = "pending"  # submitted, and not finished yet
     FAILED = "failed"
 
-
+# %% ../../nbs/09_training/11_grid_runs.ipynb #runoutcome-2
 @dataclass(frozen=True)
 class RunOutcome:
     "One run of a grid: its scores, or the reason it has none."
@@ -68,7 +68,7 @@ def run_grid(
         _write_list(root, jobs, outcomes)
     return outcomes
 
-
+# %% ../../nbs/09_training/11_grid_runs.ipynb #write-list
 def _write_list(root: Path, jobs: Sequence[Job], outcomes: Sequence[RunOutcome]) -> None:
     "Write grid.json: the runs so far, their folders, states and faults."
     rows = [
@@ -109,7 +109,7 @@ def _run_one(
     free_memory()  # not before: the fault itself holds the model of a run that failed
     return _outcome(job, state, error)
 
-
+# %% ../../nbs/09_training/11_grid_runs.ipynb #outcome-of-job
 def _outcome(job: Job, state: RunState, error: str) -> RunOutcome:
     "The outcome of a job; `failed.json` in its folder is written or removed."
     mark, labels = (
@@ -132,7 +132,7 @@ def _reason(fault: Exception) -> str:
     first = (str(fault).splitlines() or [""])[0]
     return f"{type(fault).__name__}: {first[:200]}"
 
-
+# %% ../../nbs/09_training/11_grid_runs.ipynb #only-made
 def _only_made(echo: Callable) -> Callable[[StageResult], None]:
     "`echo` for stages that were made, silence for those that were up to date."
 
@@ -175,7 +175,7 @@ def _submit_run(
     except OSError as e:
         raise R2GenKGError(f"submit template: {parts[0]}: {e.strerror}") from None
 
-
+# %% ../../nbs/09_training/11_grid_runs.ipynb #link-stages
 def _link_stages(folder: Path, done: Mapping[str, StageResult]) -> None:
     "Links in a run's pipeline folder to the stages that were made elsewhere."
     for name, stage in done.items():

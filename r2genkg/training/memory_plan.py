@@ -70,7 +70,7 @@ KNOWN_SHAPES = {
     "smollm2-135m": LLMShape(576, 30, 9, 3, 1536, 49152),
 }
 
-
+# %% ../../nbs/09_training/00_memory_plan.ipynb #llm-shape-2
 def llm_shape(config: LLMConfig) -> LLMShape:
     "Sizes of a model: from the table, the scratch settings or its configuration file. Raises `R2GenKGError`."
     if config.name == "scratch":
@@ -81,7 +81,7 @@ def llm_shape(config: LLMConfig) -> LLMShape:
             return shape
     return _shape_from_file(config.name)
 
-
+# %% ../../nbs/09_training/00_memory_plan.ipynb #shape-from-file
 def _shape_from_file(name: str) -> LLMShape:
     "Sizes of a model from the configuration that lies beside its weights."
     from transformers import AutoConfig
@@ -200,7 +200,7 @@ def trained_parameters(config: LLMConfig, s: LLMShape) -> int:
         return s.linear + s.embeddings
     return 0 if config.adapter == "frozen" else s.lora(config.lora_r)
 
-
+# %% ../../nbs/09_training/00_memory_plan.ipynb #weight-bytes
 def _weight_bytes(config: LLMConfig, s: LLMShape) -> float:
     "Bytes of the language model's weights."
     if config.adapter == "qlora":
@@ -209,7 +209,7 @@ def _weight_bytes(config: LLMConfig, s: LLMShape) -> float:
     wide = config.dtype == "float32" or config.adapter == "full"
     return (s.linear + s.embeddings) * (4 if wide else 2)
 
-
+# %% ../../nbs/09_training/00_memory_plan.ipynb #step-bytes
 def _step_bytes(config: Config, s: LLMShape) -> dict[str, float]:
     "Bytes that one training step needs beside weights and moments, by part."
     llm, batch = config.llm, config.train.batch_size
@@ -251,7 +251,7 @@ def memory_plan(
     }
     return MemoryPlan({k: v / GIB for k, v in parts.items()}, card, _settings_line(config))
 
-
+# %% ../../nbs/09_training/00_memory_plan.ipynb #settings-line
 def _settings_line(config: Config) -> str:
     "The settings that decide the memory, in one line."
     name = config.llm.name.split("/")[-1]
@@ -264,7 +264,7 @@ def _halves(size: int) -> list[int]:
     "A batch size, half of it, and one, the largest first."
     return sorted({size, max(1, size // 2), 1}, reverse=True)
 
-
+# %% ../../nbs/09_training/00_memory_plan.ipynb #smaller-settings
 def _smaller_settings(config: Config) -> list[list[str]]:
     "Changes that save memory, the closest to the wish first; the optimiser's batch stays the same."
     batch, accumulate = config.train.batch_size, config.train.accumulate
@@ -282,7 +282,7 @@ def _smaller_settings(config: Config) -> list[list[str]]:
         for checkpointing in (False, True)
     ]
 
-
+# %% ../../nbs/09_training/00_memory_plan.ipynb #fitting-configs-2
 def fitting_configs(
     config: Config,
     card: float = 24.0,  # GiB

@@ -40,7 +40,7 @@ def _run_stage(
         return _train_beside(stage, config, done, roots[0], made_from)
     return _make_stage(stage, config, done, roots[0], made_from)
 
-
+# %% ../../nbs/09_training/09_pipeline.ipynb #paths
 def _paths(done: Mapping[str, StageResult]) -> dict[str, Path]:
     "Stage -> its folder."
     return {name: result.path for name, result in done.items()}
@@ -66,7 +66,7 @@ def _make_stage(
         shutil.rmtree(work / name, ignore_errors=True)  # gigabytes that a whole run does not need
     return StageResult(stage.name, out, made_from, note, time.perf_counter() - start)
 
-
+# %% ../../nbs/09_training/09_pipeline.ipynb #warn-of-others
 def _warn_of_other_trainings(work: Path) -> None:
     "Warn of a training with other settings that was cut off: its checkpoints are gigabytes."
     for other in sorted(work.parent.glob("run-*/checkpoints")):
@@ -97,13 +97,13 @@ def _check_made(result: StageResult, config: Config) -> None:
     if result.name == "scales" and config.model.use_graph:
         check_widths(load_scales(result.path), config)
 
-
+# %% ../../nbs/09_training/09_pipeline.ipynb #made
 def _made(roots: Sequence[Path]) -> set[str]:
     "Stages that have a folder; the run counts in its own root only."
     names = {s.name for s in STAGES for root in roots if (root / s.name).is_dir()}
     return names if (roots[0] / "run").is_dir() else names - {"run"}
 
-
+# %% ../../nbs/09_training/09_pipeline.ipynb #alone
 @contextlib.contextmanager
 def _alone(root: Path) -> Iterator[None]:
     "Hold a folder while working in it; the processes of `accelerate launch` work beside the first one."
@@ -144,7 +144,7 @@ def run_pipeline(
     with _alone(roots[0]):
         return _run_stages(config, roots, wanted, echo)
 
-
+# %% ../../nbs/09_training/09_pipeline.ipynb #run-stages
 def _run_stages(
     config: Config,
     roots: Sequence[Path],

@@ -56,7 +56,7 @@ def _missing(key: str, value: str, kind: str = "file or folder") -> R2GenKGError
     hint = "; write the home folder in full" if value.startswith("~") else ""
     return R2GenKGError(f"{key}: {value}: no such {kind}{hint}")
 
-
+# %% ../../nbs/09_training/07_preflight.ipynb #check-studies-paths
 def _check_studies_paths(c: StudiesConfig) -> None:
     "Raise `R2GenKGError` for files of the user's studies that are not there."
     if c.source != "files":
@@ -72,7 +72,7 @@ def _check_studies_paths(c: StudiesConfig) -> None:
     if c.image_root and not prepared and not Path(c.image_root).is_dir():
         raise _missing("studies.image_root", c.image_root, "folder")
 
-
+# %% ../../nbs/09_training/07_preflight.ipynb #check-paths-2
 def check_paths(config: Config) -> None:
     "Raise `R2GenKGError` for a value of the configuration that is meant as a path and is not there."
     _check_studies_paths(config.studies)

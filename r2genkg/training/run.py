@@ -33,7 +33,7 @@ RUN_FILES = (
     "bank.safetensors",
 )
 
-
+# %% ../../nbs/09_training/05_run.ipynb #run-folder-2
 def run_folder(
     folder: str | Path,  # a run, or the folder of its pipeline
 ) -> Path:

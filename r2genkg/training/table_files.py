@@ -29,7 +29,7 @@ def score_table(
         rows[name] = row | {"runs": f"{len(done)}/{len(mine)}"}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
 
-
+# %% ../../nbs/09_training/12_table_files.ipynb #cell
 def _cell(outcomes: Sequence[RunOutcome], key: str) -> str:
     "Mean, and standard deviation of several runs; empty where there is no value."
     values = [o.scores[key] for o in outcomes if o.scores.get(key) is not None]
@@ -44,7 +44,7 @@ def _rows(table: pd.DataFrame) -> list[list[str]]:
     head = [table.index.name or "", *table.columns]
     return [head, *([str(i), *map(str, row)] for i, row in zip(table.index, table.to_numpy()))]
 
-
+# %% ../../nbs/09_training/12_table_files.ipynb #markdown-2
 def markdown(table: pd.DataFrame) -> str:
     "A Markdown table of text cells."
     head, *rows = _rows(table)

@@ -36,6 +36,8 @@ _COSTS = (
     *("parameters", "trained parameters", "prefix tokens", "batch"),
     *("s/iter", "GFLOPs/iter", "memory MiB", "device"),
 )
+
+# %% ../../nbs/09_training/14_tables.ipynb #columns-2
 #: Groups of columns: score key -> heading. Scores with statistics per study get intervals and tests.
 COLUMNS = {
     "main": {
@@ -52,6 +54,8 @@ COLUMNS = {
     },
     "efficiency": {k: k for k in _COSTS},
 }
+
+# %% ../../nbs/09_training/14_tables.ipynb #tested
 #: Scores that are tested, by group of columns: few, because each test makes Holm's correction of the others stricter.
 _TESTED = {
     "main": ("ce_f1/macro-14/u0", "ce_f1/micro-14/u0", "BLEU-4", "ROUGE-L", "CIDEr"),
@@ -70,7 +74,7 @@ class TableSpec:
     scores: str  # a key of COLUMNS
     paper: str = ""  # the table of the paper, where it is known
 
-
+# %% ../../nbs/09_training/14_tables.ipynb #resource
 def _resource(name: str) -> dict:
     "Content of one of the package's YAML files."
     return yaml.safe_load((files("r2genkg") / "resources" / name).read_text(encoding="utf-8"))
@@ -95,7 +99,7 @@ def label_rows(names: Sequence[Sequence[str]]) -> pd.DataFrame:
     rows = [[1.0 if label in row else np.nan for label in LABELS] for row in names]
     return pd.DataFrame(rows, columns=list(LABELS))
 
-
+# %% ../../nbs/09_training/14_tables.ipynb #report-stats
 def _report_stats(references: pd.DataFrame, hypotheses: pd.DataFrame) -> dict[str, StudyStats]:
     "Statistics per study of the scores in the tables; both are rows of `Run.predictions`."
     refs, hypos = list(references.reference), list(hypotheses.hypothesis)
@@ -143,7 +147,7 @@ class Row:
         "Whether the row comes from runs."
         return not self.reason
 
-
+# %% ../../nbs/09_training/14_tables.ipynb #measured-rows
 def measured_rows(
     outcomes: Sequence[RunOutcome],
     names: Sequence[str],
@@ -211,7 +215,7 @@ def paired_tests(
     table = pd.concat(found, names=["row"])
     return table.assign(p_holm=holm(table.p))
 
-
+# %% ../../nbs/09_training/14_tables.ipynb #same-studies
 def _same_studies(
     one: Mapping[int, dict], other: Mapping[int, dict], seeds: Sequence[int], keys: Sequence[str]
 ) -> bool:
@@ -238,7 +242,7 @@ def make_table(
     table.attrs["measured"] = sum(row.measured for row in rows.values())
     return table, tested
 
-
+# %% ../../nbs/09_training/14_tables.ipynb #score-cells
 def _score_cells(
     spec: TableSpec, outcomes: Sequence[RunOutcome], rows: dict[str, Row], resamples: int
 ) -> tuple[dict[str, dict], pd.DataFrame]:
@@ -267,7 +271,7 @@ def _cost_cells(outcomes: Sequence[RunOutcome], rows: Mapping[str, Row]) -> dict
         cells[name] = line | {"runs": row.reason or "1"}
     return cells
 
-
+# %% ../../nbs/09_training/14_tables.ipynb #cost
 def _cost(value: float | str) -> str:
     "A cost as text: three digits below a thousand, whole numbers above."
     if isinstance(value, str):
@@ -288,7 +292,7 @@ def _with_reported(spec: TableSpec, table: pd.DataFrame) -> pd.DataFrame:
         table[f"{heading}, {data} (reported)"] = texts
     return table.rename_axis("variant")
 
-
+# %% ../../nbs/09_training/14_tables.ipynb #reported-columns
 def _reported_columns(spec: TableSpec, known: Mapping[str, dict]) -> list[tuple[str, str]]:
     "Data sets and headings that others report for a table, in the order of its columns."
     order = list(COLUMNS[spec.scores].values())
@@ -307,7 +311,7 @@ def _git(folder: Path, *args: str) -> str:
     command = ["git", "-C", str(folder), *args]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
-
+# %% ../../nbs/09_training/14_tables.ipynb #commit-2
 def _commit() -> str:
     "Commit of the code (`-changed` if files differ from it), or the version where there is no repository."
     home = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
@@ -337,7 +341,7 @@ def _footnote(spec: TableSpec, grid: Grid, outcomes: Sequence[RunOutcome], comma
         lines.append(f"Reported columns are other work on other data: {sources}.")
     return "\n".join(lines)
 
-
+# %% ../../nbs/09_training/14_tables.ipynb #about-scores
 def _about_scores(spec: TableSpec, outcomes: Sequence[RunOutcome]) -> list[str]:
     "Section of the reports, and how cells and marks are to be read."
     settings = [Run(o.run).metrics.get("settings", {}) for o in outcomes if o.run]

@@ -57,7 +57,7 @@ def build_model(config: Config, data: TrainingData) -> R2GenKG:
         load_qformer(prefix.parts["disease_queries"].qformer, config.model.qformer_weights)
     return R2GenKG(vision, prefix, llm, tokenizer, config)
 
-
+# %% ../../nbs/09_training/04_train.ipynb #confident-scales
 def _confident_scales(config: Config, data: TrainingData) -> list[ScaleGraph]:
     "The scales without the edges that `edge_min_count` and `edge_min_lift` drop. Raises `R2GenKGError`."
     count, lift = config.model.edge_min_count, config.model.edge_min_lift
@@ -163,7 +163,7 @@ def _datasets(
     val = data.split("val")
     return train_set, make_dataset(config, model, val, cache), training_texts(config, val)
 
-
+# %% ../../nbs/09_training/04_train.ipynb #callbacks
 def _callbacks(config: Config, trainer: ReportTrainer, work: Path) -> list[TrainerCallback]:
     "What orders, reports, watches, stops and saves a training."
     c = config.train
@@ -191,7 +191,7 @@ def _run_trainer(trainer: ReportTrainer, checkpoint: str | None) -> None:
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
 
-
+# %% ../../nbs/09_training/04_train.ipynb #had-stopped
 def _had_stopped(trainer: ReportTrainer, checkpoint: str) -> bool:
     "Whether training stopped early at a checkpoint, whose state the trainer then has."
     state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
@@ -203,7 +203,7 @@ def _had_stopped(trainer: ReportTrainer, checkpoint: str) -> bool:
 
 # %% ../../nbs/09_training/04_train.ipynb #check-begun
 def check_begun(config: Config, data: TrainingData, work: Path) -> None:
-    "Raise `R2GenKGError` if the checkpoints in `work` are of other settings or studies; else note those of this training."
+    "Raise `R2GenKGError` if the checkpoints in `work` are of another training; else note the hash of this one."
     studies = [(s.id, s.split) for s in data.studies]
     mine = fingerprint(config.decisive(), studies, [list(s.x.shape) for s in data.scales])
     file = work / "begun.json"

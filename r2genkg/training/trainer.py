@@ -211,12 +211,62 @@ def _two_rate_optimizer(trainer: "ReportTrainer", model: nn.Module) -> torch.opt
     ]
     return optimizer(rows, **options)
 
-# %% ../../nbs/09_training/03_trainer.ipynb #reporttrainer
-class ReportTrainer(Trainer):
-    "Trainer whose evaluation generates reports and whose checkpoints hold only what trains."
+# %% ../../nbs/09_training/03_trainer.ipynb #partial-checkpoints
+class _PartialCheckpoints(Trainer):
+    "Trainer whose checkpoints hold only what trains."
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = trainable_state(self.accelerator.unwrap_model(self.model))
+        if state_dict is not None:  # FSDP gives gathered tensors
+            state = {k: v for k, v in state_dict.items() if k in state}
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_trainable(model or self.model, Path(resume_from_checkpoint) / "model.safetensors")
+
+    def _load_best_model(self) -> None:
+        load_trainable(self.model, Path(self.state.best_model_checkpoint) / "model.safetensors")
+
+# %% ../../nbs/09_training/03_trainer.ipynb #two-rate-trainer
+class _TwoRateTrainer(_PartialCheckpoints):
+    "Trainer with another learning rate outside the language model, and a cosine down to a least rate."
 
     optimizer: Any
     lr_scheduler: Any
+    lr_prefix: float | None  # rate outside the language model; None: the same
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        "The configured AdamW; `lr_prefix` outside the language model, no decay of biases, gains and norms."
+        if self.optimizer is None and self.lr_prefix:
+            self.optimizer = _two_rate_optimizer(self, self.model if model is None else model)
+        return super().create_optimizer(model)
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        "Names of the matrices: biases, gains and norms do not decay."
+        matrices = {name for name, p in model.named_parameters() if p.ndim > 1}
+        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        "Warm-up and cosine down to `min_lr` for each learning rate."
+        if self.lr_scheduler is None:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            share = partial(rate_share, warmup=warmup, total=num_training_steps)
+            optimizer, least = optimizer or self.optimizer, self.args.lr_scheduler_kwargs["min_lr"]
+            floors = [min(1.0, least / group["lr"]) for group in optimizer.param_groups]
+            self.lr_scheduler = LambdaLR(optimizer, [partial(share, floor=f) for f in floors])
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+# %% ../../nbs/09_training/03_trainer.ipynb #reporttrainer
+class ReportTrainer(_TwoRateTrainer):
+    "Trainer whose evaluation generates reports; each process writes its share of them."
+
     control: Any
 
     def __init__(
@@ -245,46 +295,6 @@ class ReportTrainer(Trainer):
             multiple=at_once if args.world_size > 1 else 1,
         )
         return self.sampler
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        "The configured AdamW; `lr_prefix` outside the language model, no decay of biases, gains and norms."
-        if self.optimizer is None and self.lr_prefix:
-            self.optimizer = _two_rate_optimizer(self, self.model if model is None else model)
-        return super().create_optimizer(model)
-
-    def get_decay_parameter_names(self, model: Any) -> list[str]:
-        "Names of the matrices: biases, gains and norms do not decay."
-        matrices = {name for name, p in model.named_parameters() if p.ndim > 1}
-        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        "Warm-up and cosine down to `min_lr` for each learning rate."
-        if self.lr_scheduler is None:
-            warmup = self.args.get_warmup_steps(num_training_steps)
-            share = partial(rate_share, warmup=warmup, total=num_training_steps)
-            optimizer, least = optimizer or self.optimizer, self.args.lr_scheduler_kwargs["min_lr"]
-            floors = [min(1.0, least / group["lr"]) for group in optimizer.param_groups]
-            self.lr_scheduler = LambdaLR(optimizer, [partial(share, floor=f) for f in floors])
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = trainable_state(self.accelerator.unwrap_model(self.model))
-        if state_dict is not None:  # FSDP gives gathered tensors
-            state = {k: v for k, v in state_dict.items() if k in state}
-        save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_trainable(model or self.model, Path(resume_from_checkpoint) / "model.safetensors")
-
-    def _load_best_model(self) -> None:
-        load_trainable(self.model, Path(self.state.best_model_checkpoint) / "model.safetensors")
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
