@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['KNOWN_SHAPES', 'GIB', 'SWIN_B', 'LLMShape', 'llm_shape', 'prefix_parameters', 'prefix_length', 'MemoryPlan',
-           'study_tokens', 'layer_bytes', 'cache_bytes', 'trained_parameters', 'memory_plan', 'fitting_configs',
-           'memory_advice']
+           'study_tokens', 'cache_bytes', 'trained_parameters', 'memory_plan', 'fitting_configs', 'memory_advice']
 
 # %% ../../nbs/09_training/00_memory_plan.ipynb #code-2
 from dataclasses import dataclass
@@ -176,7 +175,7 @@ def _computes_wide(config: LLMConfig) -> bool:
     return config.adapter in ("qlora", "full") or config.dtype == "float32"
 
 
-def layer_bytes(config: LLMConfig, s: LLMShape) -> tuple[int, int]:
+def _layer_bytes(config: LLMConfig, s: LLMShape) -> tuple[int, int]:
     "Bytes per token that autograd keeps of a layer, and of a checkpointed one."
     times_hidden, times_ff = _KEPT[config.adapter]
     kept = times_hidden * s.hidden + times_ff * s.ff + 4 * s.kv
@@ -213,7 +212,7 @@ def _weight_bytes(config: LLMConfig, s: LLMShape) -> float:
 def _step_bytes(config: Config, s: LLMShape) -> dict[str, float]:
     "Bytes that one training step needs beside weights and moments, by part."
     llm, batch = config.llm, config.train.batch_size
-    layer, checkpointed = layer_bytes(llm, s)
+    layer, checkpointed = _layer_bytes(llm, s)
     kept = s.layers * layer
     if llm.gradient_checkpointing:
         kept = s.layers * checkpointed + layer

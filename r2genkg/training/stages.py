@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'first_studies', 'draw_openi', 'read_prepared', 'make_studies', 'graph_corpus', 'make_graph',
-           'make_scale_graphs', 'cache_folder', 'image_cache', 'make_classifier', 'make_tokens', 'training_data',
-           'make_run', 'StageResult', 'stage_hash']
+           'make_scale_graphs', 'image_cache', 'make_classifier', 'make_tokens', 'training_data', 'make_run',
+           'StageResult', 'stage_hash']
 
 # %% ../../nbs/09_training/08_stages.ipynb #code-2
 import os, warnings
@@ -188,7 +188,7 @@ def make_scale_graphs(config: Config, paths: dict[str, Path], out: Path, work: P
     return f"nodes {nodes}; edges {edges}"
 
 # %% ../../nbs/09_training/08_stages.ipynb #make_classifier
-def cache_folder(paths: Mapping[str, Path]) -> Path | None:
+def _cache_folder(paths: Mapping[str, Path]) -> Path | None:
     "Where runs on the same studies keep decoded images and what they may share; None where nothing may be written."
     root = paths["studies"].resolve().parent  # submitted runs link to the stages
     return root / ".work" / "cache" if os.access(root, os.W_OK) else None
@@ -196,7 +196,7 @@ def cache_folder(paths: Mapping[str, Path]) -> Path | None:
 
 def image_cache(config: Config, paths: Mapping[str, Path], work: Path) -> ImageCache:
     "Decoded images, shared where that is possible, else in `work`."
-    return ImageCache(cache_folder(paths) or work / "cache", config.studies.image_size)
+    return ImageCache(_cache_folder(paths) or work / "cache", config.studies.image_size)
 
 # %% ../../nbs/09_training/08_stages.ipynb #make-classifier
 def make_classifier(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
@@ -239,7 +239,7 @@ def training_data(paths: Mapping[str, Path]) -> TrainingData:
         tokens=VisionTokens.load(paths["vision_tokens"]),
         classifier=paths["classifier"],
         graph=M3KG.load(paths["m3kg"]),
-        cache=cache_folder(paths),
+        cache=_cache_folder(paths),
     )
 
 # %% ../../nbs/09_training/08_stages.ipynb #make-run

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['trainable_state', 'load_trainable', 'primed_statements', 'AttentionMonitor', 'EarlyStop', 'SaveEvery', 'DataOrder',
-           'tensorboard', 'generate_all', 'rate_share', 'ReportTrainer', 'validation_scores', 'shared_reports']
+           'tensorboard', 'generate_all', 'ReportTrainer']
 
 # %% ../../nbs/09_training/03_trainer.ipynb #exports
 import math, warnings
@@ -184,7 +184,7 @@ def generate_all(
     return texts
 
 # %% ../../nbs/09_training/03_trainer.ipynb #rate_share
-def rate_share(step: int, warmup: int, total: int, floor: float) -> float:
+def _rate_share(step: int, warmup: int, total: int, floor: float) -> float:
     "Share of a learning rate at a step: linear warm-up, then a cosine down to `floor`."
     if step < warmup:
         return step / warmup
@@ -256,7 +256,7 @@ class _TwoRateTrainer(_PartialCheckpoints):
         "Warm-up and cosine down to `min_lr` for each learning rate."
         if self.lr_scheduler is None:
             warmup = self.args.get_warmup_steps(num_training_steps)
-            share = partial(rate_share, warmup=warmup, total=num_training_steps)
+            share = partial(_rate_share, warmup=warmup, total=num_training_steps)
             optimizer, least = optimizer or self.optimizer, self.args.lr_scheduler_kwargs["min_lr"]
             floors = [min(1.0, least / group["lr"]) for group in optimizer.param_groups]
             self.lr_scheduler = LambdaLR(optimizer, [partial(share, floor=f) for f in floors])
@@ -300,11 +300,11 @@ class ReportTrainer(_TwoRateTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         "Scores of reports written for the validation studies, logged under `metric_key_prefix`."
-        hypos = shared_reports(self)
+        hypos = _shared_reports(self)
         warning = _collapse_warning(hypos, self.references)
         if warning and self.is_world_process_zero():
             warnings.warn(warning, stacklevel=2)
-        scores = validation_scores(self.references, hypos) | self.watch(hypos)
+        scores = _validation_scores(self.references, hypos) | self.watch(hypos)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in scores.items() if v is not None}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -313,7 +313,7 @@ class ReportTrainer(_TwoRateTrainer):
         return metrics
 
 # %% ../../nbs/09_training/03_trainer.ipynb #validation_scores
-def validation_scores(refs: Sequence[str], hypos: Sequence[str]) -> dict[str, float]:
+def _validation_scores(refs: Sequence[str], hypos: Sequence[str]) -> dict[str, float]:
     "NLG scores of a validation, `score` that decides, and the share of distinct reports."
     scores = nlg_scores(refs, hypos, meteor=False)
     scores["score"] = 0.5 * (scores["BLEU-4"] or 0) + 0.5 * (scores["CIDEr"] or 0)
@@ -321,7 +321,7 @@ def validation_scores(refs: Sequence[str], hypos: Sequence[str]) -> dict[str, fl
     return scores
 
 # %% ../../nbs/09_training/03_trainer.ipynb #shared-reports
-def shared_reports(trainer: ReportTrainer) -> list[str]:
+def _shared_reports(trainer: ReportTrainer) -> list[str]:
     "Reports for the evaluation studies in their order; each process writes every n-th."
     model, data = trainer.accelerator.unwrap_model(trainer.model), trainer.eval_dataset
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
