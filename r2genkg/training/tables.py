@@ -187,7 +187,7 @@ def baseline_rows(outcomes: Sequence[RunOutcome], name: str) -> dict[str, Row]:
 # %% ../../nbs/09_training/14_tables.ipynb #cell
 def cell(key: str, row: Row, resamples: int = 1000) -> str:
     "Mean, standard deviation over seeds, interval over studies; empty without a value."
-    values = [s[key] for s in row.scores if s.get(key) is not None]
+    values: list = [s[key] for s in row.scores if s.get(key) is not None]
     if not values:
         return ""
     text = f"{np.mean(values):.3f}"

@@ -178,7 +178,7 @@ def generate_all(
     for start in progress(starts, "generating", total=len(starts)):
         items = [dataset[i] for i in range(start, min(start + size, len(dataset)))]
         batch = Collator(0)(items)
-        inputs = {k: v.to(model.device) for k, v in batch.items() if k in _INPUTS}
+        inputs: dict[str, Any] = {k: v.to(model.device) for k, v in batch.items() if k in _INPUTS}
         texts += model.generate(**inputs, decode=decode)
     model.train(mode)
     return texts
@@ -313,7 +313,7 @@ class ReportTrainer(_TwoRateTrainer):
         return metrics
 
 # %% ../../nbs/09_training/03_trainer.ipynb #validation_scores
-def _validation_scores(refs: Sequence[str], hypos: Sequence[str]) -> dict[str, float]:
+def _validation_scores(refs: Sequence[str], hypos: Sequence[str]) -> dict[str, float | None]:
     "NLG scores of a validation, `score` that decides, and the share of distinct reports."
     scores = nlg_scores(refs, hypos, meteor=False)
     scores["score"] = 0.5 * (scores["BLEU-4"] or 0) + 0.5 * (scores["CIDEr"] or 0)
