@@ -16,7 +16,8 @@ from prefix import build
 from torch.utils.flop_counter import FlopCounterMode
 
 from r2genkg.core.config import load_config
-from r2genkg.training.memory_plan import llm_shape, plan_rows, study_tokens
+from r2genkg.training.memory_plan import llm_shape, study_tokens
+from r2genkg.training.training_plan import plan_rows
 
 
 def prefix_share(config) -> dict:

@@ -8,14 +8,9 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
-import torch
 from PIL import Image
 from transformers import TrainerCallback
-
-from r2genkg.training import train as training
+from r2genkg.training import train as training, train as train_module
 from r2genkg.extraction.annotate import annotate
 from r2genkg.training.dataset import TrainingData
 from r2genkg.vision.classifier import SwinClassifier, build_swin
@@ -25,6 +20,11 @@ from r2genkg.kg.build import build_graph
 from r2genkg.data.study import Study
 from r2genkg.text.labels import with_labels
 from r2genkg.vision.vision_tokens import TOKEN_COLUMNS, VisionTokens
+
+import numpy as np
+import pandas as pd
+import torch
+
 
 TEXTS = (
     "The lungs are clear. No effusion.",
@@ -126,6 +126,9 @@ def toy_data(folder: Path, train: int = 24, val: int = 4) -> TrainingData:
     return TrainingData(with_labels(studies), [scale] * 5, bank, folder / "classifier", graph)
 
 
+annotate([" ".join(TEXTS)])  # vocabulary and tokenizer are read once, before processes fork
+
+
 class Killer(TrainerCallback):
     """Ends the process as `kill -9` does, after a step; or, with `saving`, in the middle of that step's checkpoint.
 
@@ -153,15 +156,26 @@ def run(data: Path, out: Path, changes: list[str], kill: tuple[int, bool] = (-1,
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+<<<<<<< /tmp/tmpvwy_9zyc/o
     make = training.make_trainer
+=======
+    make = train_module.make_trainer
+>>>>>>> /tmp/tmpvwy_9zyc/t
 
     def with_killer(*args):
         trainer = make(*args)
         trainer.add_callback(Killer(out.with_name(f"{out.name}-starts"), *kill))
         return trainer
 
+<<<<<<< /tmp/tmpvwy_9zyc/o
     training.make_trainer = with_killer
     training.train(settings(*changes), toy_data(data), out, work=out.with_name(f"{out.name}-work"))
+=======
+    train_module.make_trainer = with_killer
+    train_module.train(
+        settings(*changes), toy_data(data), out, work=out.with_name(f"{out.name}-work")
+    )
+>>>>>>> /tmp/tmpvwy_9zyc/t
 
 
 if __name__ == "__main__":

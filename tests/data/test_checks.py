@@ -4,20 +4,20 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
-import pytest
 from PIL import Image
-
 from r2genkg.core.files import R2GenKGError
 from r2genkg.core.config import load_config
-from r2genkg.training.pipeline import StageResult
 from r2genkg.data.catalog import data_set, data_sets, read_data_set
 from r2genkg.data.collecting import leaking_patients
 from r2genkg.data.checks import prepare
 from r2genkg.data.splits import SPLITS, read_split_ids
 from r2genkg.data.study import check_section, load_studies
 from r2genkg.data.openi import read_openi_package
+from r2genkg.training.stages import StageResult
+
+import numpy as np
+import pytest
+
 
 
 def picture(path: Path, seed: int = 0) -> None:
@@ -400,7 +400,7 @@ def test_graph_and_bank_of_held_out_studies_are_refused(tmp_path, caplog):
 
 
 def test_packaged_reports_of_held_out_studies_stay_out_of_the_graph():
-    from r2genkg.training.pipeline import graph_corpus
+    from r2genkg.training.stages import graph_corpus
 
     openi = [s for s in read_openi_package() if s.findings][:6]
     studies = [
@@ -425,7 +425,7 @@ def test_a_split_that_the_run_will_miss_is_told_at_once(tmp_path, split, change)
 
 
 def test_an_edited_table_makes_its_stage_again(tmp_path):
-    from r2genkg.training.pipeline import STAGES, stage_hash
+    from r2genkg.training.stages import STAGES, stage_hash
 
     answers = tmp_path / "answers.jsonl"
     answers.write_text("{}\n")

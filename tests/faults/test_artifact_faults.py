@@ -47,7 +47,7 @@ from r2genkg.use.report import token_table
 from r2genkg.training.run import Run
 from r2genkg.training.tables import run_stats
 from r2genkg.core.weights import load_tensors
-from r2genkg.training.train import load_trainable, trainable_state
+from r2genkg.training.trainer import load_trainable, trainable_state
 from r2genkg.vision.vision_tokens import VisionTokens
 
 from toy_run import TEXTS, toy_data

@@ -26,9 +26,9 @@ from r2genkg.training.memory_plan import (
     llm_shape,
     memory_advice,
     memory_plan,
-    plan_rows,
     study_tokens,
 )
+from r2genkg.training.training_plan import plan_rows
 from r2genkg.model.qformer import read_tensors
 
 REPORTS = [

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from toy_run import run, toy_data
 
 from r2genkg.training.dataset import LengthGroupedSampler
-from r2genkg.training.train import DataOrder
+from r2genkg.training.trainer import DataOrder
 
 HERE = Path(__file__).resolve().parents[1]
 SHIPPED = HERE.parent / "r2genkg" / "presets" / "accelerate"

@@ -9,66 +9,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from toy_grid import TINY, VARIANTS
+
 from r2genkg.training import tables as room
 from r2genkg.data.study import LABELS
 from r2genkg.core.files import R2GenKGError
 from r2genkg.core.config import load_config
-from r2genkg.training.grid import Grid, Variant, grid_jobs, grid_names, latex, load_grid, run_grid
+from r2genkg.training.grid import Grid, Variant, grid_jobs, grid_names, load_grid
+from r2genkg.training.grid_runs import RunState, run_grid
+from r2genkg.training.table_files import latex
 from r2genkg.use.figures import run_figures, study_figures
-from r2genkg.training.pipeline import STAGES, run_pipeline, stage_hash
+from r2genkg.training.pipeline import run_pipeline
+from r2genkg.training.stages import STAGES, stage_hash
 from r2genkg.use.stress_tests import edge_weight, predict_reports, score, weaken
 from r2genkg.training.run import Run
 from r2genkg.scores.significance import compare
 from r2genkg.data.study import load_studies
 
 HERE = Path(__file__).resolve().parents[1]
-TINY = [
-    "studies.n_train=24",
-    "studies.n_val=2",
-    "studies.n_test=8",
-    "studies.image_size=56",
-    "tokens.patch=8",
-    "graph.corpora=[studies]",
-    "graph.min_count=1",
-    "scales.sizes=[10,15,20,25,30]",
-    "classifier.patch_size=4",
-    "classifier.embed_dim=24",
-    "classifier.epochs=1",
-    "tokens.threshold=0.3",
-    "tokens.max_per_label=6",
-    "llm.pretrain_epochs=1",
-    "llm.hidden=48",
-    "llm.layers=2",
-    "llm.ff=96",
-    "llm.vocab=400",
-    "model.dim=48",
-    "model.dim_gcn=24",
-    "model.qformer_ff=48",
-    "model.fuser_ff=48",
-    "train.epochs=1",
-    "train.target_length=30",
-    "decode.beams=1",
-    "decode.max_new_tokens=24",
-]
-BROKEN = Variant(
-    "broken", ("llm.heads=5",)
-)  # 48 is no multiple of 5: fails when the model is built
-VARIANTS = (Variant("full"), BROKEN, Variant("zero-KG", ("model.use_graph=false",)))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("grid")
-
-
-@pytest.fixture(scope="module")
-def outcomes(root):
-    "Three variants, the second of which fails; without METEOR, whose Java process takes seconds for each."
-    with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="METEOR is None"):
-        patch.setattr("r2genkg.scores.nlg.java_available", lambda: False)
-        return run_grid(load_config("demo", TINY), VARIANTS, root, [1])
-
-
 # Grid files
 
 
@@ -142,7 +100,10 @@ def test_a_failed_run_is_marked_and_the_rest_goes_on(outcomes, root):
     mark = next(root.glob("variants/broken-1-*/failed.json"))
     assert json.loads(mark.read_text())["error"] == broken.error
     states = {r["variant"]: r["state"] for r in json.loads((root / "grid.json").read_text())}
-    assert states["full"] == states["zero-KG"] == "finished" and states["broken"] == broken.error
+    assert states == {"full": "finished", "broken": "failed", "zero-KG": "finished"}
+    reasons = {r["variant"]: r["error"] for r in json.loads((root / "grid.json").read_text())}
+    assert reasons == {"full": "", "broken": broken.error, "zero-KG": ""}
+    assert [o.state for o in outcomes] == [RunState(s) for s in states.values()]
     assert not list(root.glob("variants/*/classifier")) and not list(
         root.rglob("*.partial-*")
     )  # shared stages are made once
@@ -163,9 +124,8 @@ def test_submitted_run_waits_and_is_collected(outcomes, root, tmp_path):
     calls = tmp_path / "calls"
     noting = f"""{sys.executable} -c 'open("{calls}", "a").write("x")'"""
     (first,) = run_grid(config, variant, root, [1], submit=noting)
-    assert first.error.startswith("submitted, not finished") and not list(
-        root.glob("variants/no-retrieval-*/failed.json")
-    )
+    assert first.state is RunState.PENDING and first.error.startswith("submitted, not finished")
+    assert not list(root.glob("variants/no-retrieval-*/failed.json"))
     run_grid(config, variant, root, [1], submit=noting)
     assert calls.read_text() == "x"  # not submitted twice
     path = f"PATH={Path(sys.executable).parent}"
