@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from PIL import Image
 from transformers import TrainerCallback
-from r2genkg.training import train as training, train as train_module
+from r2genkg.training import train as train_module
 from r2genkg.extraction.annotate import annotate
 from r2genkg.training.dataset import TrainingData
 from r2genkg.vision.classifier import SwinClassifier, build_swin
@@ -156,26 +156,17 @@ def run(data: Path, out: Path, changes: list[str], kill: tuple[int, bool] = (-1,
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-<<<<<<< /tmp/tmpvwy_9zyc/o
-    make = training.make_trainer
-=======
     make = train_module.make_trainer
->>>>>>> /tmp/tmpvwy_9zyc/t
 
     def with_killer(*args):
         trainer = make(*args)
         trainer.add_callback(Killer(out.with_name(f"{out.name}-starts"), *kill))
         return trainer
 
-<<<<<<< /tmp/tmpvwy_9zyc/o
-    training.make_trainer = with_killer
-    training.train(settings(*changes), toy_data(data), out, work=out.with_name(f"{out.name}-work"))
-=======
     train_module.make_trainer = with_killer
     train_module.train(
         settings(*changes), toy_data(data), out, work=out.with_name(f"{out.name}-work")
     )
->>>>>>> /tmp/tmpvwy_9zyc/t
 
 
 if __name__ == "__main__":

@@ -226,7 +226,6 @@ class TrainConfig(Section):
     warmup_ratio: float = Field(0.0, ge=0, le=1)
     clip: float = Field(1.0, ge=0)  # bound of the gradient's norm; 0: none
     evals_per_epoch: float = Field(2, ge=0)  # validation with generation
-    n_val: int = Field(0, ge=0)  # studies used in validation while training; 0 = all
     target_length: int = Field(100, ge=4)  # tokens of the reference report
     patience: int = Field(0, ge=0)  # evaluations without a gain before stopping; 0 = never
     save_steps: int = Field(

@@ -16,7 +16,8 @@ from ..core.runtime import progress
 from ..data.annotation import SentenceAnnotation
 from ..data.readers import read_studies
 from ..data.splits import SPLITS, report_key, split_name
-from ..extraction.annotate import iter_annotations, load_annotations
+from ..extraction.annotate import iter_annotations
+from ..extraction.annotation_files import load_annotations
 from .construction import graph_from_counts
 from .counts import count_reports
 from .graph import M3KG

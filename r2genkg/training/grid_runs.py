@@ -15,7 +15,8 @@ from pathlib import Path
 import yaml
 
 from ..core.config import Config
-from ..core.files import R2GenKGError, atomic_path, is_current, read_json, write_json
+from ..core.files import R2GenKGError, atomic_path, read_json, write_json
+from ..core.stamps import is_current
 from ..core.runtime import free_memory
 from .grid import Job, Variant, grid_jobs
 from .pipeline import run_pipeline

@@ -21,7 +21,7 @@ from ..kg.scales import ScaleGraph
 from ..model.llm import check_reachable, check_savable, find_gguf, prompt_sides
 from .memory_plan import GIB, memory_advice, memory_plan
 from ..vision.classifier import check_image_size
-from ..vision.vision_tokens import check_method
+from ..vision.class_maps import check_method
 
 # %% ../../nbs/09_training/07_preflight.ipynb #looks_like_path
 _SUFFIXES = {

@@ -8,36 +8,44 @@ __all__ = ['STAGES', 'Stage', 'first_studies', 'draw_openi', 'read_prepared', 'm
            'StageResult', 'stage_hash']
 
 # %% ../../nbs/09_training/08_stages.ipynb #code-2
-import os, warnings
+import os, warnings, numpy as np
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-import numpy as np
 from .. import __version__
-from ..extraction.annotate import iter_annotations, load_annotations, save_annotations
-from .dataset import TrainingData, study_labels
-from ..vision.classifier import SwinClassifier, train_classifier
+from ..extraction.annotate import iter_annotations
+from ..extraction.annotation_files import load_annotations, save_annotations
+from .dataset import TrainingData
+from ..vision.classifier import SwinClassifier
 from ..core.config import Config, StudiesConfig
-from ..core.files import R2GenKGError, file_marks, fingerprint
-from ..core.runtime import best_device, progress
+from ..core.files import R2GenKGError
+from ..core.stamps import file_marks, fingerprint
+from ..core.runtime import best_device, progress, free_memory
 from .evaluate import MAIN_SCORE, evaluate
-from .run import write_stages
 from ..kg.scales import load_scales, make_scales, save_scales
-from ..kg.graph import M3KG, build_graph
+from ..kg.graph import M3KG
+from ..kg.build import build_graph
 from ..kg.merging import GraphOptions
 from ..data.images import ImageCache
-from ..text.labels import label_reports
+from ..text.labels import label_reports, with_labels
 from ..phantom.phantoms import draw_for_labels, write_phantoms
-from ..data.study import Studies, check_images, check_section
+from r2genkg.data.study import (
+    Studies,
+    check_images,
+    check_section,
+    Study,
+    load_studies,
+    save_studies,
+)
 from ..data.splits import report_key
 from ..data.chexpert_plus import BESIDE
-from ..data.study import Study, load_studies, save_studies
 from ..data.openi import read_openi_package
 from ..data.readers import read_studies
-from ..core.runtime import free_memory
 from .train import train
 from ..vision.vision_tokens import VisionTokens, extract_tokens
+from ..vision.classifier_training import train_classifier
+from .run import write_stages
 
 # %% ../../nbs/09_training/08_stages.ipynb #stage
 @dataclass(frozen=True)
@@ -135,7 +143,7 @@ def make_studies(config: Config, paths: dict[str, Path], out: Path, work: Path) 
     if not any(s.split == "train" for s in studies):
         raise R2GenKGError(f"{c.path or c.source}: no study in the training split")
     check_images(studies)  # now, not after an hour of training
-    save_studies(studies, out / "studies.parquet")
+    save_studies(with_labels(studies, c.section), out / "studies.parquet")
     return ", ".join(
         f"{sum(s.split == k for s in studies):,} {k}" for k in ("train", "val", "test")
     )
@@ -159,13 +167,18 @@ def graph_corpus(
 # %% ../../nbs/09_training/08_stages.ipynb #make-graph
 def make_graph(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `m3kg`: annotations of every report, and the graph."
-    texts = graph_corpus(config, load_studies(paths["studies"] / "studies.parquet"))
+    studies = load_studies(paths["studies"] / "studies.parquet")
+    texts = graph_corpus(config, studies)
     pairs = progress(
         iter_annotations(texts.items(), config.graph.annotator), "annotating", len(texts)
     )
     save_annotations(out.with_suffix(".jsonl"), pairs)
     graph = build_graph(
-        load_annotations(out.with_suffix(".jsonl")), GraphOptions(min_count=config.graph.min_count)
+        load_annotations(out.with_suffix(".jsonl")),
+        GraphOptions(min_count=config.graph.min_count),
+        split_of={
+            s.id: s.split for s in studies
+        },  # the graph records that it has no held-out report
     )
     graph.save(out)
     out.with_suffix(".jsonl").rename(out / "annotations.jsonl")
@@ -202,12 +215,10 @@ def image_cache(config: Config, paths: Mapping[str, Path], work: Path) -> ImageC
 def make_classifier(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `classifier`: Swin on the 14 labels."
     studies = load_studies(paths["studies"] / "studies.parquet")
-    labels = study_labels(studies, config.studies.section)
     metrics = train_classifier(
         studies,
         config.classifier,
         out,
-        labels,
         work,
         config.studies.image_size,
         cache=image_cache(config, paths, work),
@@ -218,16 +229,13 @@ def make_classifier(config: Config, paths: dict[str, Path], out: Path, work: Pat
 def make_tokens(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `vision_tokens`: Grad-CAM patches of the training images."
     studies = [s for s in load_studies(paths["studies"] / "studies.parquet") if s.split == "train"]
-    labels = study_labels(studies, config.studies.section)
     tokens = extract_tokens(
         SwinClassifier.load(paths["classifier"]).to(best_device()),
         studies,
         config.tokens,
-        labels,
         image_cache(config, paths, work),
     )
     tokens.save(out)
-    tokens.attach(M3KG.load(paths["m3kg"])).save(out / "m3kg")  # the graph with its visual tokens
     return f"{len(tokens.table):,} tokens of {tokens.table.label.nunique()} labels"
 
 # %% ../../nbs/09_training/08_stages.ipynb #training_data
@@ -265,7 +273,7 @@ STAGES = (
     Stage("m3kg", ("graph",), ("studies",), make_graph, ("graph.annotator",)),
     Stage("scales", ("scales",), ("m3kg",), make_scale_graphs, ("scales.embedder",)),
     Stage("classifier", ("classifier",), ("studies",), make_classifier, ("classifier.backbone",)),
-    Stage("vision_tokens", ("tokens",), ("studies", "classifier", "m3kg"), make_tokens),
+    Stage("vision_tokens", ("tokens",), ("studies", "classifier"), make_tokens),
     Stage(
         "run",
         ("model", "llm", "train", "decode"),

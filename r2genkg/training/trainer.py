@@ -34,6 +34,7 @@ from ..model.model import R2GenKG
 from ..scores.graph_scores import graph_scores
 from ..scores.nlg import nlg_scores
 from .dataset import Collator, LengthGroupedSampler
+from ..core.hf_trainer import two_rates
 
 # %% ../../nbs/09_training/03_trainer.ipynb #trainable_state
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
@@ -113,9 +114,9 @@ class AttentionMonitor(TrainerCallback):
         mode = model.training
         model.eval()
         inputs = {k: v.to(model.device) for k, v in self.batch.items() if k in _INPUTS}
-        _, maps = model.prefix(model.encode(**inputs), return_attention=True)
+        output = model.prefix(model.encode(**inputs), return_attention=True)
         model.train(mode)
-        return maps.get("kg2v")
+        return output.kg2v
 
 # %% ../../nbs/09_training/03_trainer.ipynb #earlystop
 class EarlyStop(TrainerCallback):
@@ -174,12 +175,13 @@ def generate_all(
     "Reports for every example of a dataset, in its order. Leaves the model in the mode it was in."
     mode, texts, size = model.training, [], decode.batch_size
     model.eval()
+    state = model.node_state()  # no image changes it
     starts = range(0, len(dataset), size)
     for start in progress(starts, "generating", total=len(starts)):
         items = [dataset[i] for i in range(start, min(start + size, len(dataset)))]
         batch = Collator(0)(items)
         inputs: dict[str, Any] = {k: v.to(model.device) for k, v in batch.items() if k in _INPUTS}
-        texts += model.generate(**inputs, decode=decode)
+        texts += model.generate(**inputs, decode=decode, state=state)
     model.train(mode)
     return texts
 
@@ -195,21 +197,11 @@ def _rate_share(step: int, warmup: int, total: int, floor: float) -> float:
 # %% ../../nbs/09_training/03_trainer.ipynb #two-rates
 def _two_rate_optimizer(trainer: "ReportTrainer", model: nn.Module) -> torch.optim.Optimizer:
     "The trainer's optimiser with another learning rate outside the language model."
-    decay = set(trainer.get_decay_parameter_names(model))
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            groups.setdefault((".llm." in f".{name}", name in decay), []).append(p)
     optimizer, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
-    rows = [
-        {
-            "params": params,
-            "lr": options["lr"] if llm else trainer.lr_prefix,
-            "weight_decay": trainer.args.weight_decay if decays else 0.0,
-        }
-        for (llm, decays), params in groups.items()
-    ]
-    return optimizer(rows, **options)
+    decay = set(trainer.get_decay_parameter_names(model))
+    rate, decay_rate = options["lr"], trainer.args.weight_decay
+    groups = two_rates(model, "llm", rate, trainer.lr_prefix, decay_rate, decay)
+    return optimizer(groups, **options)
 
 # %% ../../nbs/09_training/03_trainer.ipynb #partial-checkpoints
 class _PartialCheckpoints(Trainer):

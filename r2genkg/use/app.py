@@ -28,7 +28,7 @@ def _graph_nodes(run: Run) -> tuple[int, int]:
     model = run.config.model
     if not (model.use_graph and model.use_kg2v):
         return 0, 0
-    path = run.folder / "scales.safetensors"
+    path = run.folder / "scales" / "scales.safetensors"
     try:
         with safe_open(str(path), "pt") as file:
             most = file.get_slice(f"{model.feed_scale - 1}.x").get_shape()[0]

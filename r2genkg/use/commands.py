@@ -97,8 +97,8 @@ def presets_command(as_json: AsJson = False) -> None:
 # %% ../../nbs/10_use/15_commands.ipynb #train
 def _plan(config: Config, card: int) -> dict[str, Any]:
     "The plan of a run on one card; the training studies are counted where they are prepared already."
-    from r2genkg.training.pipeline import check_choices
-    from r2genkg.training.memory_plan import plan_rows
+    from r2genkg.training.preflight import check_choices
+    from r2genkg.training.training_plan import plan_rows
 
     check_choices(config)
     c, count = config.studies, 0
@@ -128,7 +128,8 @@ Card = Annotated[int, typer.Option(help="With --dry-run: memory of the card, 16,
 # %% ../../nbs/10_use/15_commands.ipynb #train-2
 def _train(config: Config, out: Path, upto: str, first: bool) -> dict[str, str]:
     "Make every stage up to one of them; the first process prints a line per stage."
-    from r2genkg.training.pipeline import StageResult, run_pipeline
+    from r2genkg.training.stages import StageResult
+    from r2genkg.training.pipeline import run_pipeline
 
     def echo(result: StageResult) -> None:
         if first:
@@ -218,7 +219,7 @@ def _is_measured(table: Any) -> bool:
 # %% ../../nbs/10_use/15_commands.ipynb #tables-print
 def _print_tables(tables: dict[str, Any], as_json: bool) -> None:
     "Print tables as Markdown, or as one JSON object of rows."
-    from r2genkg.training.grid import markdown
+    from r2genkg.training.table_files import markdown
 
     if as_json:
         rows = {name: table.to_dict("index") for name, table in tables.items()}
@@ -250,7 +251,7 @@ def tables_command(
     "Train every run of a grid (what is finished stays), and write every table of the paper from what was measured."
     import shlex
     from r2genkg.use.demo import print_stage
-    from r2genkg.training.grid import run_grid
+    from r2genkg.training.grid_runs import run_grid
     from r2genkg.training.tables import make_tables
 
     chosen = _chosen_grid(grid, preset, seeds, set_)
@@ -357,7 +358,7 @@ def score_command(
     "BLEU, METEOR, ROUGE-L, CIDEr, clinical efficacy and graph scores of two report files."
     from r2genkg.scores.clinical_efficacy import confusion as confusion_table, keep_preset
     from r2genkg.kg.graph import M3KG
-    from r2genkg.scores.metrics import evaluate_files
+    from r2genkg.scores.report_files import evaluate_files
 
     if (ref_labels is None) != (hypo_labels is None):
         raise R2GenKGError("give both --ref-labels and --hypo-labels, or neither")

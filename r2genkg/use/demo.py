@@ -20,8 +20,10 @@ from ..core.stamps import fingerprint, is_current, stamp
 from ..data.images import load_image
 from ..data.study import LABELS, Study
 from ..phantom.phantoms import load_masks
-from ..training.grid import ZERO_KG, RunOutcome, run_grid, score_table, write_table
-from ..training.pipeline import StageResult, image_cache
+from ..training.grid import ZERO_KG
+from ..training.grid_runs import RunOutcome, run_grid
+from ..training.table_files import score_table, write_table
+from ..training.stages import StageResult, image_cache
 from ..training.run import Run
 from .figures import run_figures, study_figures
 from .pages import page, png_uri

@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor
 from ..core.files import R2GenKGError
 from ..model.model import R2GenKG
-from ..model.llm import base_model
 from ..model.qformer import attention_by
 from dataclasses import dataclass, field
 from ..data.study import LABELS
@@ -21,6 +20,8 @@ from ..data.images import to_pixels
 from ..text.labels import label_reports
 from ..text.lexicon import find_phrases, phrase_table
 from ..text.sentences import sentence_tokens, tokenize
+from ..model.adapters import base_model
+from ..model.fusion import NodeState, PrefixOutput
 
 # %% ../../nbs/10_use/03_evidence.ipynb #sentence_ranges
 def sentence_ranges(
@@ -279,19 +280,19 @@ def group_attention(
 def _node_evidence(
     model: R2GenKG,
     groups: Mapping[str, np.ndarray],  # from `group_attention`
-    maps: Mapping[str, Tensor],
+    output: PrefixOutput,
     sentences: Sequence[str],
     phrases: Mapping | None,
 ) -> list[tuple[list[str], list[tuple[str, float]]]]:
     "Nodes named and attended, for each sentence."
     if "kg2v" not in groups and "v2kg" not in groups:
         return [([], [])] * len(sentences)
-    names = model.prefix.scales[model.prefix.config.feed_scale - 1].names
+    names = model.prefix.fed_scale.names
     phrases = node_phrases(names) if phrases is None else phrases
     named = [[names[n] for n in _named_nodes(s, phrases)] for s in sentences]
     if "kg2v" not in groups:
         return [(found, []) for found in named]
-    read = [names[n] for n in maps["kept"][0].tolist()] if "kept" in maps else names
+    read = names if output.kept is None else [names[n] for n in output.kept[0].tolist()]
     return list(zip(named, _attended_nodes(groups["kg2v"], read)))
 
 # %% ../../nbs/10_use/03_evidence.ipynb #token-evidence
@@ -302,13 +303,13 @@ def _has_words(text: str) -> bool:
 
 def _token_evidence(
     groups: Mapping[str, np.ndarray],  # from `group_attention`
-    maps: Mapping[str, Tensor],
+    output: PrefixOutput,
     sentences: int,
 ) -> list[list[tuple[int, float]]]:
     "Rows of the bank with the largest weight, for each sentence."
-    if "retrieved" not in groups:
+    if "retrieved" not in groups or output.retrieval is None:
         return [[]] * sentences
-    weights = _token_weights(groups["retrieved"], maps["retrieval"][0].float().cpu().numpy())
+    weights = _token_weights(groups["retrieved"], output.retrieval[0].float().cpu().numpy())
     found = []
     for row in weights:
         best = np.argsort(-row, kind="stable")[:TOKENS]
@@ -322,6 +323,7 @@ def explain_sentences(
     text: str,  # report that the model wrote for them
     phrases: Mapping | None = None,  # from `node_phrases`; None: of the node names
     classifier: Any = None,  # a `SwinClassifier` for the Grad-CAMs; None: without
+    state: NodeState | None = None,  # of `model.node_state`; None: made here
 ) -> list[SentenceEvidence]:
     "The evidence behind each sentence of a report; an empty report has none."
     if not _has_words(text):
@@ -330,7 +332,7 @@ def explain_sentences(
     pixels = to_pixels(images).to(model.device)
     with torch.no_grad():
         visual = model.encode(pixels[None])
-        embeds, maps = model.prompt(visual, True)
+        embeds, output = model.prompt(visual, True, state)
     ids, ranges = sentence_ranges(model.tokenizer, text)
     ranges = [r for r in ranges if _has_words(r[0])]  # a full stop alone is no sentence
     sentences = [r[0] for r in ranges]
@@ -338,8 +340,8 @@ def explain_sentences(
     groups = group_attention(model, embeds, ids, ranges)
     stated = sentence_labels(sentences)
     cams = _stated_cams(classifier, pixels[:1], stated, int(round(visual.shape[1] ** 0.5)))
-    nodes = _node_evidence(model, groups, maps, sentences, phrases)
-    tokens = _token_evidence(groups, maps, len(sentences))
+    nodes = _node_evidence(model, groups, output, sentences, phrases)
+    tokens = _token_evidence(groups, output, len(sentences))
     found = []
     for s, sentence in enumerate(sentences):
         shares = {name: float(rows[s].sum()) for name, rows in groups.items()}

@@ -140,7 +140,7 @@ def _attention(
 # %% ../../nbs/10_use/05_figures.ipynb #subgraph
 def _subgraph(study: Study, kg2v: np.ndarray, run: Run, folder: str | Path) -> Path:
     "The five most selective nodes with their strongest edges."
-    scale = run.model.prefix.scales[run.config.model.feed_scale - 1]
+    scale = run.model.prefix.fed_scale
     best = pick_nodes(kg2v, 5)
     caption = (
         f"Test study {study.id}: the five nodes with the most selective attention (ringed), "

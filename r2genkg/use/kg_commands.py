@@ -73,7 +73,7 @@ OtherGraph = Annotated[
 def kg_compare(a: GraphFolder, b: OtherGraph, as_json: AsJson = False) -> None:
     "Similarity of nodes, edges and sub-graphs of two graphs."
     from r2genkg.kg.graph import M3KG
-    from r2genkg.kg.exchange import compare_graphs
+    from r2genkg.kg.compare import compare_graphs
 
     show(compare_graphs(M3KG.load(a), M3KG.load(b)), as_json)
 
@@ -163,7 +163,7 @@ def kg_build(
 ) -> None:
     "Reports -> annotations -> merged nodes and counted triples."
     from r2genkg.kg.graph import check_graph_folder
-    from r2genkg.kg.exchange import build_from_annotations, build_from_file
+    from r2genkg.kg.build import build_from_annotations, build_from_file
     from r2genkg.kg.linker import get_linker
     from r2genkg.kg.merging import GraphOptions
 
@@ -207,7 +207,7 @@ def kg_view(
     "A page of a node's neighbourhood to look at in a browser."
     from r2genkg.extraction.annotation_files import load_annotations
     from r2genkg.kg.graph import M3KG
-    from r2genkg.kg.exchange import write_graph_page
+    from r2genkg.kg.view import write_graph_page
 
     reports = load_annotations(annotations) if annotations else ()
     page = write_graph_page(M3KG.load(folder), node, out, size, reports)
@@ -254,7 +254,8 @@ def kg_trace(
     "The sentences that state an edge, with the reports that they stand in."
     from r2genkg.extraction.annotate import iter_annotations
     from r2genkg.extraction.annotation_files import load_annotations
-    from r2genkg.kg.graph import M3KG, edge_sentences, edges_of
+    from r2genkg.kg.graph import M3KG
+    from r2genkg.kg.tracing import edge_sentences, edges_of
     from r2genkg.data.readers import read_texts
 
     if (annotations is None) == (studies is None):

@@ -22,6 +22,8 @@ from ..model.model import R2GenKG
 from .plots import pick_nodes, selectivity
 from ..training.run import Run
 from .overlays import fit_within, patch_picture, resized
+from ..model.fusion import NodeState
+from ..vision.vision_tokens import VisionTokens
 
 # %% ../../nbs/10_use/04_report.ipynb #retrievedtoken
 @dataclass(frozen=True)
@@ -91,26 +93,14 @@ def _retrieved_tokens(
 def token_table(run: Run) -> pd.DataFrame:
     """The run's own table of vision tokens: study, label, x0, y0, x1, y1, a row per token of its bank.
 
-    Raises `R2GenKGError` if the file is damaged or belongs to another bank. Loads the model.
+    Raises `R2GenKGError` if the files are damaged or do not fit each other.
     """
-    file = run.folder / "tokens.parquet"
-    try:
-        table = pd.read_parquet(file, columns=["study", "label", "x0", "y0", "x1", "y1"])
-    except Exception as e:  # readers of damaged files raise many kinds
-        why = str(e).splitlines()[0][:100]
-        raise R2GenKGError(f"{file}: not the table of a run's vision tokens ({why})") from None
-    bank = len(run.model.prefix.bank)
-    if bank not in (0, len(table)):
-        raise R2GenKGError(
-            f"{run.folder}: tokens.parquet has {len(table)} rows, bank.safetensors {bank}; "
-            "they are of different runs"
-        )
-    return table
+    return VisionTokens.load(run.folder / "vision_tokens").table
 
 # %% ../../nbs/10_use/04_report.ipynb #node_names
 def node_names(model: R2GenKG) -> tuple[str, ...]:
     "Names of the graph nodes that the language model reads, in the order of the attention maps."
-    return model.prefix.scales[model.prefix.config.feed_scale - 1].names
+    return model.prefix.fed_scale.names
 
 # %% ../../nbs/10_use/04_report.ipynb #stage-files
 def _node_aliases(run: Run) -> dict[str, list[str]]:
@@ -162,6 +152,7 @@ def explain(
     images: np.ndarray,  # (V, H, W) uint8, the views of one study
     name: str = "",
     classifier: Any = None,  # a `SwinClassifier` for the labels; None: without
+    state: NodeState | None = None,  # of `model.node_state`; None: made here
 ) -> tuple[GeneratedReport, dict[str, np.ndarray]]:
     "Generate for one study; gives the report and the attention maps behind it (v2kg, kg2v, retrieval)."
     if model.vision is None:
@@ -170,8 +161,8 @@ def explain(
             "it cannot read images"
         )
     pixels = to_pixels(images)[None].to(model.device)
-    texts, maps = model.generate(pixels, return_attention=True)
-    maps = {k: v[0].float().cpu().numpy() for k, v in maps.items()}
+    texts, output = model.generate(pixels, return_attention=True, state=state)
+    maps = {k: v[0].float().cpu().numpy() for k, v in output.maps.items()}
     nodes, patches = [], []
     if "kg2v" in maps:
         nodes = _selective_nodes(maps["kg2v"], node_names(model))
@@ -257,6 +248,7 @@ class Reporter:
         self.run = run if isinstance(run, Run) else Run(run)
         self.size = self.run.config.studies.image_size
         self.model = self.run.model
+        self.state = self.model.node_state()  # no image changes it
         self.table = token_table(self.run)
         self.token_images = _token_images(self.run, self.table)
         self.classifier = _run_classifier(self.run)
@@ -287,10 +279,10 @@ class Reporter:
         small = np.stack([resized(v, (self.size, self.size)) for v in views])
         found: list[SentenceEvidence] = []
         with _kept_nodes(self.model, nodes):
-            report, maps = explain(self.model, self.table, small, name, self.classifier)
+            report, maps = explain(self.model, self.table, small, name, self.classifier, self.state)
             if sentences:
                 found = explain_sentences(
-                    self.model, small, report.text, self.phrases, self.classifier
+                    self.model, small, report.text, self.phrases, self.classifier, self.state
                 )
         first, *others = [fit_within(v) for v in views]
         rows = sorted({m for s in found for m, _ in s.tokens})

@@ -50,13 +50,15 @@ def retrieval_weights(
             "this run retrieves nothing (model.use_retrieval=false): there is nothing to audit"
         )
     shares = []
+    state = model.node_state()  # no image changes it
     rows: dict[tuple[int, int], np.ndarray] = {}
     for start in range(0, len(studies), _BATCH):
         part = studies[start : start + _BATCH]
         views = views_to_pixels([read_views(s, model.cfg.studies) for s in part])
         visual = model.encode(**{name: value.to(model.device) for name, value in views.items()})
-        _, maps = model.prefix(visual, return_attention=True)
-        weights = maps["retrieval"].float().cpu().numpy()
+        output = model.prefix(visual, state, return_attention=True)
+        assert output.retrieval is not None  # the run retrieves
+        weights = output.retrieval.float().cpu().numpy()
         shares.append(label_weights(weights, token_labels))
         for s, q in pairs:
             if start <= s < start + len(part):

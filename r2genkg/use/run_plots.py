@@ -6,15 +6,12 @@
 __all__ = ['STYLES', 'BINS', 'Point', 'calibration', 'plot_calibration', 'per_study', 'plot_distributions', 'plot_series']
 
 # %% ../../nbs/10_use/01_run_plots.ipynb #code-2
+import numpy as np, pandas as pd
 from collections.abc import Mapping, Sequence
-
-import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
-
 from ..core.files import R2GenKGError
-from ..scores.clinical_efficacy import StudyStats
 from .plots import new_figure
+from ..scores.study_stats import StudyStats
 
 # %% ../../nbs/10_use/01_run_plots.ipynb #style
 #: Colour, dash and marker of the first, second, ... run of a figure (Okabe and Ito).

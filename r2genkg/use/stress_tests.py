@@ -7,16 +7,11 @@ __all__ = ['ImageChange', 'Prediction', 'predict_reports', 'score', 'weaken', 'e
            'hold_out', 'group_rates', 'shared_ngrams']
 
 # %% ../../nbs/10_use/10_stress_tests.ipynb #code-2
-import re
+import re, numpy as np, pandas as pd, torch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
-
-import numpy as np
-import pandas as pd
-import torch
-
 from ..core.config import StudiesConfig
 from ..core.files import R2GenKGError
 from ..core.runtime import progress
@@ -25,10 +20,11 @@ from ..data.study import LABELS, Study
 from ..kg.graph import M3KG
 from ..model.cross_attention import attention_spread
 from ..model.model import R2GenKG
-from ..scores.clinical_efficacy import label_counts, ratio
+from ..scores.clinical_efficacy import label_counts
 from ..scores.metrics import Evaluation, evaluate_reports
 from ..text.labels import label_reports
 from ..training.dataset import training_texts, views_to_pixels
+from ..scores.study_stats import ratio
 
 # %% ../../nbs/10_use/10_stress_tests.ipynb #prediction
 @dataclass(frozen=True)
@@ -65,18 +61,20 @@ def predict_reports(
     "Generate for every study, in the run's own way of decoding."
     c, batch = model.cfg.studies, model.cfg.decode.batch_size
     hypos, entropies = list[str](), list[tuple[float, float, float]]()
+    state = model.node_state()  # no image changes it
     starts = range(0, len(studies), batch)
     for start in progress(starts, "generating", len(starts)):
         part = studies[start : start + batch]
         views = [change(_views(s, c), s) for s in part]
         pixels = views_to_pixels(views)
-        texts, maps = model.generate(
+        texts, output = model.generate(
             pixel_values=pixels["pixel_values"].to(model.device),
             view_mask=pixels["view_mask"].to(model.device),
             return_attention=True,
+            state=state,
         )
         hypos += texts
-        entropies += [_entropies(maps)] * len(part)
+        entropies += [_entropies(output.maps)] * len(part)
     means = np.mean(entropies, axis=0).tolist()
     return Prediction(training_texts(model.cfg, studies), hypos, *means)
 
@@ -138,7 +136,6 @@ def edge_weight(model: R2GenKG, weight: float) -> Iterator[R2GenKG]:
     def put(factor: float) -> None:
         for layer, trained in zip(layers, kept):
             layer.weight.data.copy_(trained * factor)
-        prefix._cache.clear()
 
     put(weight)
     try:

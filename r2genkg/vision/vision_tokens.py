@@ -21,7 +21,7 @@ from ..core.files import R2GenKGError, atomic_path, read_json, write_json
 from ..core.runtime import progress
 from ..data.images import ImageCache
 from ..data.study import LABELS, Study, label_matrix
-from ..kg.label_nodes import LABEL_NODES
+from ..kg.label_nodes import label_nodes
 from .class_maps import check_method
 from .classifier import SwinClassifier, read_batch
 from .patches import batch_tokens
@@ -248,26 +248,18 @@ def extract_tokens(
     meta = {"config": config.model_dump(), "image_size": size, **counts}
     return VisionTokens(features, _bank_table(table, views, studies, size, config.patch), meta)
 
-# %% ../../nbs/06_vision/05_vision_tokens.ipynb #attach_tokens-s1
-def _node_labels(name: str, aliases: Sequence[str] | None, kind: str) -> list[str]:
-    "Labels that a node's name or aliases stand for; none for a node that is no disorder and no device."
-    if not kind.startswith(("disorder", "devices")):
-        return []
-    names = [name] if aliases is None else [name, *aliases]
-    known = {n.lower() for n in names}
-    return [label for label in LABELS if known & set(LABEL_NODES[label])]
-
 # %% ../../nbs/06_vision/05_vision_tokens.ipynb #attach-tokens
 def attach_tokens(
     bank: VisionTokens,
     m3kg: Any,  # M3KG with `.nodes`: columns name, aliases, entity_type
 ) -> Any:  # M3KG
     "A copy of the graph with `visual_tokens` on its nodes: rows of the bank, empty for all but nodes of `LABEL_NODES`."
-    groups = bank.table.reset_index(drop=True).groupby("label")
-    rows = {label: group.index.tolist() for label, group in groups}
-    nodes = m3kg.nodes
-    attached = []
-    for name, aliases, kind in zip(nodes["name"], nodes["aliases"], nodes["entity_type"]):
-        labels = _node_labels(name, aliases, kind)
-        attached.append([row for label in labels for row in rows.get(label, ())])
-    return replace(m3kg, nodes=nodes.assign(visual_tokens=attached))
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(bank.table["label"]):
+        rows.setdefault(label, []).append(row)
+    tokens: dict[str, list[int]] = {key: [] for key in m3kg.nodes["key"]}
+    for label, keys in label_nodes(m3kg).items():
+        for key in keys:
+            tokens[key] += rows.get(label, [])
+    visual_tokens = [tokens[key] for key in m3kg.nodes["key"]]
+    return replace(m3kg, nodes=m3kg.nodes.assign(visual_tokens=visual_tokens))

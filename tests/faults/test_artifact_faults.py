@@ -38,7 +38,7 @@ from r2genkg.text.label_files import read_labels, write_labels
 from r2genkg.text.lexicon import load_lexicon
 from r2genkg.kg.linker import TableLinker, derive_table
 from r2genkg.extraction.llm_settings import load_llm_settings
-from r2genkg.scores.metrics import evaluate_files
+from r2genkg.scores.report_files import evaluate_files
 from r2genkg.model.model import R2GenKG
 from r2genkg.phantom.phantoms import load_masks, write_phantoms
 from r2genkg.data.tabular import csv_table

@@ -13,7 +13,13 @@ from r2genkg.data.study import LABELS
 from r2genkg.scores.clinical_efficacy import ce_all, ce_scores, confusion
 from r2genkg.core.files import R2GenKGError
 from r2genkg.scores.metrics import evaluate_reports
-from r2genkg.scores.nlg import nlg_scores, family_references, java_available, nlg_stats, prepare_texts
+from r2genkg.scores.nlg import (
+    nlg_scores,
+    family_references,
+    java_available,
+    nlg_stats,
+    prepare_texts,
+)
 from r2genkg.scores.significance import bootstrap
 from r2genkg.data.cleaning import clean_report
 from r2genkg.scores.baselines import best_constant

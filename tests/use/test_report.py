@@ -20,8 +20,6 @@ import pytest
 import torch
 
 
-
-
 @pytest.fixture
 def export(tmp_path) -> Path:
     """Films as an archive exports them: a PNG, a JPEG, a DICOM without suffix, and what is no image."""
