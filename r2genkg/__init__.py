@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .data.readers import read_studies as read_studies
     from .data.study import LABELS as LABELS, Study as Study
     from .extraction.annotate import annotate as annotate
-    from .kg.graph import M3KG as M3KG, build_graph as build_graph
+    from .kg.build import build_graph as build_graph
+    from .kg.graph import M3KG as M3KG
     from .kg.scales import ScaleGraph as ScaleGraph, make_scales as make_scales
     from .model.fusion import KnowledgePrefix as KnowledgePrefix
     from .model.model import R2GenKG as R2GenKG
@@ -48,7 +49,7 @@ _HOMES = {
     "annotate": "extraction.annotate",
     "label_reports": "text.labels",
     "M3KG": "kg.graph",
-    "build_graph": "kg.graph",
+    "build_graph": "kg.build",
     "make_scales": "kg.scales",
     "ScaleGraph": "kg.scales",
     "VisionTokens": "vision.vision_tokens",

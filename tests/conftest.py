@@ -14,7 +14,7 @@ SHARED = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_data():
     """Path of a file of the shared development data; skips the test where it is missing."""
 

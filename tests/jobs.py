@@ -10,7 +10,7 @@ import r2genkg.scores.nlg
 import r2genkg.training.pipeline
 import r2genkg.use.report_files
 import r2genkg.training.tables
-import r2genkg.vision.token_audit
+import r2genkg.use.run_audit
 import torch
 from r2genkg.extraction.annotate import annotate
 from r2genkg.text.labels import get_labeler

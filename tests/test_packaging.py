@@ -83,13 +83,13 @@ def test_archives_hold_the_data(built):
 CHECK = """
 import json, r2genkg
 from importlib.resources import files
-from r2genkg.config import load_config, preset_names
-from r2genkg.experiments import grid_names, load_grid
-from r2genkg.labels import label_reports
-from r2genkg.lexicon import load_lexicon
-from r2genkg.prepare import data_sets
+from r2genkg import label_reports, load_config
+from r2genkg.core.config import preset_names
+from r2genkg.training.grid import grid_names, load_grid
+from r2genkg.text.lexicon import load_lexicon
+from r2genkg.data.catalog import data_sets
 from r2genkg.use.pages import page
-from r2genkg.tables import load_reported, load_tables
+from r2genkg.training.tables import load_reported, load_tables
 for name in preset_names(): load_config(name)
 for name in grid_names(): load_grid(name)
 for name in ("report", "demo", "token_audit"): page(f"{name}.html.j2")

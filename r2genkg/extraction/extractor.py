@@ -254,7 +254,8 @@ def _train_new(
     for n, member in enumerate(entities.members):
         own = config.model_copy(update={"seed": config.seed + n})
         train_entities(member, train, dev, pieces, own, work / f"entity-{n}")
-    relations, related = None, {}
+    relations: MarkerModel | None = None
+    related: dict[tuple[str, str], tuple[str, ...]] = {}
     if relation_source == "model":
         set_seed(config.seed)  # the same, whether the entity models were trained or only read
         relations = MarkerModel(encoder(), config.hidden, config.dropout)

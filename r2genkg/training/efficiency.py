@@ -151,7 +151,8 @@ def efficiency(
     )
     if is_current(cache, made_from):
         return read_json(cache / "efficiency.json")
-    found = _parameter_counts(run.model) | {"prefix tokens": run.model.prefix.num_tokens}
+    found: dict[str, float | str] = {**_parameter_counts(run.model)}
+    found["prefix tokens"] = run.model.prefix.num_tokens
     found |= _measure_step(run.model, repeats)
     cache.mkdir(exist_ok=True)
     write_json(cache / "efficiency.json", found)

@@ -200,7 +200,8 @@ def _two_rate_optimizer(trainer: "ReportTrainer", model: nn.Module) -> torch.opt
     optimizer, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
     decay = set(trainer.get_decay_parameter_names(model))
     rate, decay_rate = options["lr"], trainer.args.weight_decay
-    groups = two_rates(model, "llm", rate, trainer.lr_prefix, decay_rate, decay)
+    rate_elsewhere = trainer.lr_prefix or rate
+    groups = two_rates(model, "llm", rate, rate_elsewhere, decay_rate, decay)
     return optimizer(groups, **options)
 
 # %% ../../nbs/09_training/03_trainer.ipynb #partial-checkpoints

@@ -145,7 +145,7 @@ def test_words_are_not_remembered_for_ever(monkeypatch):
     """The tokenizer is made anew when it has seen too many different words."""
     tokenize("a word")
     limit = len(sentence_module._tokenizer().vocab.strings) + 300
-    monkeypatch.setattr(sentence_module, "MAX_STRINGS", limit)
+    monkeypatch.setattr(sentence_module, "_MAX_STRINGS", limit)
     for i in range(800):
         assert tokenize(f"word{i} effusion.") == (f"word{i}", "effusion", ".")
     assert len(sentence_module._tokenizer().vocab.strings) <= limit + 10

@@ -253,7 +253,7 @@ def sound(sound_folder) -> dict[str, Reader]:
         "classifier": Reader(
             toy / "data" / "classifier", ("config.json", "model.safetensors"), SwinClassifier.load
         ),
-        "run": Reader(toy / "run", run, lambda p: token_table(Run(p))),
+        "run": Reader(toy / "run", run, lambda p: (token_table(Run(p)), Run(p).model)),
         "predictions": Reader(toy / "run", ("predictions.jsonl",), run_stats),
         "stages": Reader(toy / "run", ("stages.json",), stages_or_missing),
         "stamp": Reader(
@@ -274,7 +274,7 @@ def stages_or_missing(path: Path):
     """The stages of a copied run are not beside it: that is said in one line as well."""
     try:
         run = Run(path)
-        return {name: run.stage(name) for name in run.stages}
+        return {name: run.stage(name) for name in ("m3kg", "vision_tokens", "scales")}
     except R2GenKGError as e:
         if "is not at" in str(e):
             return None

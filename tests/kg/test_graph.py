@@ -430,13 +430,9 @@ def test_polarity_is_kept_on_nodes_and_edges():
 
 
 @pytest.fixture(scope="module")
-def real(request):
+def real(shared_data):
     """(annotations, graph) of the 2,955 shared IU reports' first 600."""
-    from conftest import SHARED
-
-    path = SHARED / "iu_xray" / "annotation.json"
-    if not path.exists():
-        pytest.skip("shared development data not here")
+    path = shared_data("iu_xray", "annotation.json")
     texts = [
         (s.id, s.report("findings")) for s in read_studies(path) if s.report("findings").strip()
     ][:600]
