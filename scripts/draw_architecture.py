@@ -92,7 +92,7 @@ BOXES = {
         "Q-Former, 14 queries", "model.qformer", "queries (B, 14, 768)", COLUMN[2], ROW[3], "vision"
     ),
     "retrieval": Box(
-        "Retrieval", "model.qformer", "retrieved (B, 14, 768)", COLUMN[3], ROW[3], "fusion"
+        "Retrieval", "model.retrieval", "retrieved (B, 14, 768)", COLUMN[3], ROW[3], "fusion"
     ),
     "tokens": Box(
         "Vision tokens (Grad-CAM)",

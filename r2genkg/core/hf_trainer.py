@@ -71,7 +71,7 @@ def two_rates(
     weight_decay: float,
     decay_names: Collection[str] | None = None,  # parameters that decay; None: all matrices
 ) -> list[dict[str, Any]]:
-    "Parameter groups for an optimizer: one learning rate for `model.part`, one for the rest. Frozen parameters are left out."
+    "Parameter groups for an optimizer: one learning rate for `model.part`, one for the rest; none for frozen ones."
     groups: dict[tuple[bool, bool], list] = {}
     for name, p in model.named_parameters():
         if not p.requires_grad:

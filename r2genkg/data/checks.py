@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from ..core.files import R2GenKGError, check_output, read_json, write_json
+from ..core.files import R2GenKGError, check_output_path, read_json, write_json
 from ..core.runtime import progress
 from .catalog import data_set, read_data_set
 from .collecting import leaking_patients
@@ -173,7 +173,7 @@ def _counts_file(out: Path, root: Path) -> Path:
         raise R2GenKGError(
             f"{out}: choose a name that ends in .parquet; the counts go beside it, as .json"
         )
-    check_output(out, root)
+    check_output_path(out, root)
     if counts.exists() and not _is_count_file(counts):
         raise R2GenKGError(
             f"{counts}: the counts of {out.name} go there, but it is another file, "

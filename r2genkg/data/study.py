@@ -78,7 +78,7 @@ class Study:
 def label_matrix(
     studies: Sequence[Study],
 ) -> np.ndarray:  # (S, 14) float32: 1, 0, -1 or NaN
-    "Labels of studies in the order of `LABELS`. Raises `R2GenKGError` naming a study without labels or with another value."
+    "Labels of studies in the order of `LABELS`. Raises `R2GenKGError` that names a study without labels."
     unlabelled = [s.id for s in studies if s.labels is None]
     if unlabelled:
         raise R2GenKGError(

@@ -36,7 +36,7 @@ from r2genkg.extraction.llm_settings import (
     BudgetSpent,
     LLMSettings,
     check_endpoint,
-    dollars,
+    price_in_dollars,
     load_llm_settings,
 )
 from ..text.sentences import tokenize
@@ -205,7 +205,7 @@ def _summary(
         retries=status.retries,
         prompt_tokens=prompt,
         answer_tokens=answer,
-        cost=dollars(price, prompt, answer) if price else None,
+        cost=price_in_dollars(price, prompt, answer) if price else None,
         total_cost=annotator.spent if price else None,
         repairs=dict(sorted((+annotator.counts).items())),
         failures=_failure_reasons(by_report, status),

@@ -17,7 +17,7 @@ from r2genkg.extraction.llm_settings import (
     Budget,
     LLMSettings,
     Price,
-    dollars,
+    price_in_dollars,
     estimate_tokens,
     is_local,
     price_of,
@@ -115,7 +115,7 @@ def _worst_cost(request: dict[str, Any], price: Price | None, max_answer_tokens:
         return 0.0
     sent = sum(len(m["content"].encode()) + 16 for m in request["messages"])
     sent += len(str(request.get("response_format", "")))
-    return dollars(price, sent, max_answer_tokens)
+    return price_in_dollars(price, sent, max_answer_tokens)
 
 # %% ../../nbs/04_extraction/07_llm_client.ipynb #reply
 class Reply(NamedTuple):
@@ -293,7 +293,7 @@ class LLMClient:
             completion = await asyncio.wait_for(call, self.settings.timeout)
             reply = _read_reply(completion, request)
             if self.price:
-                cost = dollars(self.price, reply.prompt_tokens, reply.answer_tokens)
+                cost = price_in_dollars(self.price, reply.prompt_tokens, reply.answer_tokens)
             return reply
         except Exception as e:
             if _timed_out(e):

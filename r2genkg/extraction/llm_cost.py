@@ -22,7 +22,7 @@ from r2genkg.extraction.llm_questions import (
     answer_key,
     documents_by_report,
 )
-from .llm_settings import LLMSettings, dollars, estimate_tokens, price_of
+from .llm_settings import LLMSettings, price_in_dollars, estimate_tokens, price_of
 from ..text.sentences import tokenize
 
 # %% ../../nbs/04_extraction/10_llm_cost.ipynb #answer_paths
@@ -99,5 +99,5 @@ def estimate_run(
     calls = [call for d in documents for call in _expected_calls(d, annotator)]
     prompt = sum(call.prompt_tokens for call in calls)
     answer = round(sum(call.answer_tokens for call in calls))
-    cost = dollars(price, prompt, answer)
+    cost = price_in_dollars(price, prompt, answer)
     return Estimate(len(by_report), len(documents), len(calls), prompt, answer, cost)

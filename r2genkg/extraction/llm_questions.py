@@ -24,7 +24,7 @@ from r2genkg.extraction.llm_prompts import (
     relation_message,
     response_format,
 )
-from .llm_settings import LLMSettings, dollars
+from .llm_settings import LLMSettings, price_in_dollars
 from ..text.sentences import split_sentences
 
 # %% ../../nbs/04_extraction/09_llm_questions.ipynb #documents
@@ -64,7 +64,7 @@ def _total_cost(rows: Iterable[dict[str, Any]], settings: LLMSettings) -> float:
     for row in rows:
         price = settings.prices.get(row["model"])
         if price:
-            total += dollars(price, row["prompt_tokens"], row["answer_tokens"])
+            total += price_in_dollars(price, row["prompt_tokens"], row["answer_tokens"])
     return total
 
 

@@ -1,1 +1,1 @@
-"""Annotated reports -> the knowledge graph M3KG -> graphs at five scales; import, export, comparison, a page to look at."""
+"""Annotated reports -> the knowledge graph M3KG -> graphs at five scales; import, export, comparison, a page."""

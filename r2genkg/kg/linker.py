@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from ..core.files import R2GenKGError, atomic_path
-from ..data.tabular import csv_table
+from ..data.tabular import csv_data_frame
 from .counts import normalise
 
 # %% ../../nbs/05_kg/01_linker.ipynb #concept
@@ -137,7 +137,7 @@ def _open_table(path: Path) -> Any:  # pyarrow.dataset.Dataset
     import pyarrow as pa
     import pyarrow.dataset as ds
 
-    source = path if path.suffix == ".parquet" else pa.Table.from_pandas(csv_table(path))
+    source = path if path.suffix == ".parquet" else pa.Table.from_pandas(csv_data_frame(path))
     table = ds.dataset(source)
     metadata = table.schema.metadata or {}
     if "alias" not in table.schema.names or metadata.items() >= _NORMALISED.items():

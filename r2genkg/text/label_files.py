@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..data.study import LABELS
 from ..core.files import R2GenKGError, atomic_path
-from ..data.tabular import csv_table
+from ..data.tabular import csv_data_frame
 from ..data.chexpert_plus import label_lines
 
 # %% ../../nbs/03_text/08_label_files.ipynb #first-columns
@@ -71,7 +71,7 @@ def write_labels(
 # %% ../../nbs/03_text/08_label_files.ipynb #read-csv-labels
 def _read_csv_labels(path: str | Path) -> pd.DataFrame:
     "The label columns of a csv."
-    table = csv_table(path, *LABELS)
+    table = csv_data_frame(path, *LABELS)
     key = next((k for k in _KEYS["csv"] if k in table), table.columns[0])
     values = table[list(LABELS)].replace("", None).apply(pd.to_numeric, errors="coerce")
     wrong = ~values.isin([1, 0, -1]) & (table[list(LABELS)] != "")

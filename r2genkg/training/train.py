@@ -32,7 +32,7 @@ from r2genkg.training.trainer import (
     DataOrder,
     EarlyStop,
     ReportTrainer,
-    SaveEvery,
+    SaveEverySteps,
 )
 from .trainer import load_trainable, primed_statements, tensorboard
 from ..vision.classifier import SwinClassifier
@@ -180,7 +180,7 @@ def _callbacks(config: Config, trainer: ReportTrainer, work: Path) -> list[Train
             stacklevel=3,
         )
     if c.save_steps:
-        callbacks.append(SaveEvery(c.save_steps))
+        callbacks.append(SaveEverySteps(c.save_steps))
     if c.tensorboard and trainer.is_world_process_zero():
         callbacks.append(tensorboard(work / "tensorboard"))
     return callbacks

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ..core.files import R2GenKGError, check_output
+from ..core.files import R2GenKGError, check_output_path
 from .console import AsJson, Section, show
 
 # %% ../../nbs/10_use/14_extract_commands.ipynb #extract
@@ -159,7 +159,7 @@ def extract_run(
     from r2genkg.extraction.corpus import extract_corpus, extract_corpus_ray
     from r2genkg.data.readers import read_texts
 
-    check_output(out, studies)
+    check_output_path(out, studies)
     texts = read_texts(studies, section)
     if ray:
         done = extract_corpus_ray(texts, model, out, ray, gpus_per_worker, batch_size)

@@ -14,7 +14,7 @@ import pandas as pd
 from ..core.files import R2GenKGError
 from ..data.images import load_image
 from ..data.study import LABELS
-from ..data.tabular import csv_table, visible
+from ..data.tabular import csv_data_frame, visible
 from .retrieval_audit import Retrieval, token_pixels
 from .vision_tokens import VisionTokens
 
@@ -84,7 +84,7 @@ def read_verdicts(
     """
     tables = []
     for path in paths:
-        table = csv_table(path, *_COLUMNS)
+        table = csv_data_frame(path, *_COLUMNS)
         unknown = sorted(set(table.verdict) - {"", *VERDICTS})
         if unknown:
             raise R2GenKGError(f"{path}: verdict {unknown[0]!r} is none of {', '.join(VERDICTS)}")

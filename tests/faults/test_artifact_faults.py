@@ -41,10 +41,9 @@ from r2genkg.extraction.llm_settings import load_llm_settings
 from r2genkg.scores.report_files import evaluate_files
 from r2genkg.model.model import R2GenKG
 from r2genkg.phantom.phantoms import load_masks, write_phantoms
-from r2genkg.data.tabular import csv_table
+from r2genkg.data.tabular import csv_data_frame
 from r2genkg.model.qformer import read_tensors
 from r2genkg.use.report import token_table
-from r2genkg.training.run import Run
 from r2genkg.training.tables import run_stats
 from r2genkg.core.weights import load_tensors
 from r2genkg.training.trainer import load_trainable, trainable_state
@@ -226,7 +225,7 @@ def sound(sound_folder) -> dict[str, Reader]:
         ),
         "llm settings": Reader(f / "llm.yaml", (), lambda p: load_llm_settings(str(p))),
         "lexicon": Reader(f / "lexicon.yaml", (), lambda p: load_lexicon(str(p))),
-        "column": Reader(f / "table.csv", (), lambda p: csv_table(p, "findings", "key")),
+        "column": Reader(f / "table.csv", (), lambda p: csv_data_frame(p, "findings", "key")),
         "linker csv": Reader(f / "names.csv", (), link),
         "linker parquet": Reader(f / "names.parquet", (), link),
         "umls": Reader(
