@@ -21,7 +21,7 @@ from r2genkg.use.evidence import sentence_ranges
 from r2genkg.data.study import LABELS
 from r2genkg.core.config import load_config
 from r2genkg.core.files import write_json
-from r2genkg.use.evidence import group_attention, label_maps, sentence_influence, sentence_labels
+from r2genkg.use.evidence import group_attention, label_maps, sentence_influence, labels_of_sentences
 from r2genkg.data.images import load_image, to_pixels
 from r2genkg.phantom.phantoms import load_masks
 from r2genkg.training.run import Run, run_folder
@@ -63,7 +63,7 @@ def maps_of(model, pixels, text: str, drawn: set[str]):
     ids, ranges = sentence_ranges(model.tokenizer, text)
     stated = [
         {k for k, v in row.items() if v == 1} & drawn
-        for row in sentence_labels([r[0] for r in ranges])
+        for row in labels_of_sentences([r[0] for r in ranges])
     ]
     if not any(stated):
         return

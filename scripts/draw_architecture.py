@@ -72,7 +72,7 @@ BOXES = {
     "rgcn": Box("R-GCN", "model.rgcn", "5 x (N, 768)", COLUMN[4], ROW[0], "graph"),
     "fuser": Box(
         "Multi-scale self-attention",
-        "model.rgcn",
+        "model.scale_fusion",
         "scale 3: (319, 1024)",
         COLUMN[3],
         ROW[1],

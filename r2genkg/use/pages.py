@@ -24,7 +24,7 @@ from ..training.run import Run
 from .evidence import SentenceEvidence
 from .overlays import heat_layer
 from .plots import plot_attention
-from .report import BankToken, Explained
+from .report import BankToken, ExplainedReport
 
 # %% ../../nbs/10_use/06_pages.ipynb #png_uri
 def png_uri(image: np.ndarray | Figure | Path) -> str:
@@ -76,7 +76,7 @@ def _sentence_record(s: SentenceEvidence, tokens: dict[int, BankToken]) -> dict[
     }
 
 # %% ../../nbs/10_use/06_pages.ipynb #as_record
-def as_record(e: Explained) -> dict[str, Any]:
+def as_record(e: ExplainedReport) -> dict[str, Any]:
     "An explained report as plain values: text, labels, nodes, patches, and `evidence`, one entry per sentence."
     return asdict(e.report) | {
         "sentences": [s.text for s in e.sentences] or e.report.sentences,
@@ -100,7 +100,7 @@ def _sentence_lines(s: SentenceEvidence, tokens: dict[int, BankToken]) -> list[s
     return ["", s.text, *found]
 
 # %% ../../nbs/10_use/06_pages.ipynb #as-text
-def as_text(e: Explained) -> str:
+def as_text(e: ExplainedReport) -> str:
     "An explained report as indented lines."
     lines = [e.report.image, *textwrap.wrap(e.report.text, 100)]
     lines.append("research software, not for clinical use")
@@ -120,7 +120,7 @@ _GROUPS = {
 }
 
 
-def _attention_uri(e: Explained) -> str | None:
+def _attention_uri(e: ExplainedReport) -> str | None:
     "The attention figure, where the model has both cross-attentions."
     if "v2kg" not in e.maps or "kg2v" not in e.maps:
         return None
@@ -134,7 +134,7 @@ def _token_cell(token: BankToken, weight: float, pictures: bool) -> dict[str, An
     return {"study": token.study, "label": token.label, "weight": weight, "png": png}
 
 
-def _sentence_row(s: SentenceEvidence, e: Explained, pictures: bool) -> dict[str, Any]:
+def _sentence_row(s: SentenceEvidence, e: ExplainedReport, pictures: bool) -> dict[str, Any]:
     "What the page shows of a sentence. A region has full colour from three times an even spread on."
     peak, even = float(s.region.max()), 1 / s.region.size
     cams = [(k, png_uri(heat_layer(cam, 1.0)), float(cam.max())) for k, cam in s.cams.items()]
@@ -155,7 +155,7 @@ def _sentence_row(s: SentenceEvidence, e: Explained, pictures: bool) -> dict[str
 
 # %% ../../nbs/10_use/06_pages.ipynb #_page_row
 def _page_row(
-    e: Explained,
+    e: ExplainedReport,
     pictures: bool,  # show the patches of training images
 ) -> dict[str, Any]:
     "What the page shows of a report."
@@ -183,7 +183,7 @@ def check_report_name(out: str | Path) -> None:
 
 # %% ../../nbs/10_use/06_pages.ipynb #write-reports
 def write_reports(
-    results: Iterable[Explained],
+    results: Iterable[ExplainedReport],
     out: str | Path,  # .html, .json or .txt
     run: str = "",  # named on the page
     pictures: bool = True,  # of retrieved tokens: cut from training images, mind their licence
@@ -216,7 +216,7 @@ def run_notes(run: Run) -> list[str]:
     return [_PHANTOM_NOTE] if "phantom" in run.config.studies.source else []
 
 
-def page_of(results: Sequence[Explained], title: str, run: Run) -> str:
+def page_of(results: Sequence[ExplainedReport], title: str, run: Run) -> str:
     "The page of some reports, with the notes of their run."
     rows = [_page_row(e, True) for e in results]
     return page("report.html.j2").render(reports=rows, run=title, notes=run_notes(run))

@@ -17,7 +17,7 @@ from ..data.images import read_image
 from ..data.tabular import visible
 from ..training.run import Run
 from .pages import check_report_name, run_notes, write_reports
-from .report import Explained, Reporter
+from .report import ExplainedReport, Reporter
 
 # %% ../../nbs/10_use/07_report_files.ipynb #read_films
 def _files_below(folder: Path) -> tuple[list[Path], list[str]]:
@@ -85,7 +85,7 @@ def find_images(paths: Sequence[str | Path]) -> tuple[dict[str, Path], list[str]
 # %% ../../nbs/10_use/07_report_files.ipynb #report_images
 def _one_by_one(
     reporter: Reporter, images: dict[str, Path], sentences: bool
-) -> Iterator[Explained]:
+) -> Iterator[ExplainedReport]:
     "A report for each image."
     for name, file in progress(images.items(), "reporting", len(images)):
         yield reporter(read_image(file), name, sentences=sentences)
@@ -96,7 +96,7 @@ def report_images(
     run: str | Path | Run,
     sentences: bool = True,  # with the evidence behind each sentence
     one_study: bool = False,  # all files are views of one study: one report
-) -> Iterator[Explained]:
+) -> Iterator[ExplainedReport]:
     "A report with its evidence for each image, one after the other. All files are decoded before any is reported."
     run = run if isinstance(run, Run) else Run(run)
     images, skipped = find_images(paths)
@@ -129,7 +129,7 @@ def report_files(
         logging.getLogger("r2genkg").warning(note)
     texts: dict[str, str] = {}
 
-    def noted(results: Iterable[Explained]) -> Iterator[Explained]:
+    def noted(results: Iterable[ExplainedReport]) -> Iterator[ExplainedReport]:
         for e in results:
             texts[e.report.image] = e.report.text
             yield e

@@ -25,7 +25,7 @@ from r2genkg.data.archives import MAX_MEMBER, unpack
 from r2genkg.extraction.repair import known_relation
 from r2genkg.model.qformer import read_tensors
 from r2genkg.data.annotation import SentenceAnnotation
-from r2genkg.use.report import Explained, GeneratedReport, RetrievedToken, BankToken
+from r2genkg.use.report import ExplainedReport, GeneratedReport, RetrievedToken, BankToken
 from r2genkg.use.evidence import SentenceEvidence
 from r2genkg.core.weights import load_tensors
 from r2genkg.vision.retrieval_audit import Retrieval
@@ -413,7 +413,7 @@ def harmless(text: str, scripts: int) -> None:
     assert all(s.startswith("data:image/png;base64,") for s in seen.sources)
 
 
-def explained(text: str) -> Explained:
+def explained(text: str) -> ExplainedReport:
     """A report in which every word comes from outside."""
     film = np.zeros((20, 20), np.uint8)
     sentence = SentenceEvidence(
@@ -434,7 +434,7 @@ def explained(text: str) -> Explained:
         [(text, 0.2)],
         [RetrievedToken(1, text, text, (0, 0, 4, 4), 0.5)],
     )
-    return Explained(
+    return ExplainedReport(
         report,
         film,
         {},
