@@ -1,21 +1,50 @@
-"""Execute notebooks in place, so that they are committed with their outputs. Usage: run_notebooks.py [NOTEBOOK...]"""
+"""Execute notebooks in place, so that they are committed with their outputs.
 
+    python scripts/run_notebooks.py                       # all but those of nbs/paper, which train for an hour
+    python scripts/run_notebooks.py nbs/05_kg nbs/paper/01_zero_kg.ipynb
+"""
+
+import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
-root = Path(__file__).resolve().parents[1]
-for path in [Path(p).resolve() for p in sys.argv[1:]] or sorted(root.glob("nbs/**/*.ipynb")):
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT = 1800  # seconds a cell may take
+
+
+def execute(path: Path) -> str:
+    """Run one notebook and store its outputs; gives a line about it."""
     start = time.time()
-    nb = nbformat.read(path, as_version=4)
-    NotebookClient(
-        nb, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
-    ).execute()
-    for cell in nb.cells:  # library warnings carry paths of the machine
+    notebook = nbformat.read(path, as_version=4)
+    place = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=place).execute()
+    for cell in notebook.cells:  # library warnings carry paths of the machine
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-    nbformat.write(nb, path)
-    print(f"{path.relative_to(root)}: {time.time() - start:.1f} s")
+    nbformat.write(notebook, path)
+    return f"{path.relative_to(ROOT)}: {time.time() - start:.1f} s"
+
+
+def wanted(arguments: list[str]) -> list[Path]:
+    """The notebooks that are named, those of folders that are named, or all that take seconds."""
+    if not arguments:
+        found = [*ROOT.glob("nbs/[0-9]*/*.ipynb"), *ROOT.glob("nbs/*.ipynb")]
+        return sorted(found)
+    paths = [Path(argument).resolve() for argument in arguments]
+    return [n for p in paths for n in (sorted(p.glob("*.ipynb")) if p.is_dir() else [p])]
+
+
+def main() -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for line in pool.map(execute, wanted(sys.argv[1:])):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
