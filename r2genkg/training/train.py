@@ -17,7 +17,7 @@ from ..core.files import R2GenKGError, read_json, write_json
 from ..core.stamps import fingerprint
 from ..core.hf_trainer import last_checkpoint, one_card, progress_callback
 from ..core.runtime import best_device, has_bfloat16, set_seed
-from ..data.study import LABELS, check_images
+from ..data.study import LABELS
 from ..kg.scales import ScaleGraph
 from ..model.fusion import KnowledgePrefix
 from ..model.whitening import whiten_visual
@@ -233,7 +233,6 @@ def train(
     if best_device() == "cuda":  # the card that the launcher gave this process
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     set_seed(config.train.seed)
-    check_images(data.studies)
     check_held_out(data, config.train.allow_held_out)
     check_begun(config, data, work)
     model = build_model(config, data).to(best_device())
