@@ -28,7 +28,7 @@ REXKG_TYPES = (
     "size",
 )
 
-
+# %% ../../nbs/01_data/03_annotation.ipynb #check-polarity
 def _check_polarity(polarity: str) -> None:
     if polarity not in POLARITIES:
         raise R2GenKGError(f"polarity {polarity!r} is none of {', '.join(POLARITIES)}")

@@ -22,7 +22,7 @@ _R2GENGPT = re.compile(r"[.,?;*!%^&_+()\[\]{}]")
 _DELETED = {"iu": _R2GEN, "mimic": _R2GEN, "mimic-gpt": _R2GENGPT}
 _QUOTES = str.maketrans("", "", "\"/\\'")
 
-
+# %% ../../nbs/01_data/05_cleaning.ipynb #clean-sentence
 def _clean_sentence(sentence: str, style: str) -> str:
     "A sentence without quotes, slashes and the deleted characters of a style."
     return _DELETED[style].sub("", sentence.translate(_QUOTES).strip())

@@ -31,7 +31,7 @@ class Annotator(Protocol):
         "One annotation per sentence."
         ...
 
-
+# %% ../../nbs/04_extraction/02_annotate.ipynb #providers
 #: Modules that register an annotator when they are imported.
 _PROVIDERS = {
     "replay": "r2genkg.extraction.replay",
@@ -106,7 +106,7 @@ def warn_of_losses(source: Any, counts: Mapping[str, int]) -> None:
     if losses:
         logging.getLogger("r2genkg").warning("%s: %s", source, ", ".join(losses))
 
-
+# %% ../../nbs/04_extraction/02_annotate.ipynb #report-losses
 def _report_losses(annotator: str | Annotator, engine: Annotator) -> None:
     name = annotator if isinstance(annotator, str) else type(annotator).__name__
     missing = getattr(engine, "missing", 0)

@@ -176,7 +176,7 @@ def _new_entity_model(config: ExtractConfig, encoder: Callable[[], Any]) -> Span
     size = config.max_width, config.hidden, config.dropout
     return SpanEnsemble([SpanModel(encoder(), *size) for _ in range(config.members)])
 
-
+# %% ../../nbs/04_extraction/19_extractor.ipynb #assemble-model
 def _assemble_model(folder: Path, described: dict[str, Any]) -> ExtractModel:
     "The model of a folder, from its description and its files."
     from safetensors.torch import load_model
@@ -274,7 +274,7 @@ def _best_threshold(model: ExtractModel, sentences: Sequence[SentenceAnnotation]
 
     return max((0.0, 0.5, 1.0, 1.5, -0.5), key=token_f1)
 
-
+# %% ../../nbs/04_extraction/19_extractor.ipynb #held-back-scores
 def _held_back_scores(
     model: ExtractModel, sentences: Sequence[SentenceAnnotation]
 ) -> dict[str, Any]:
@@ -298,7 +298,7 @@ def _training_key(
     encoder = file_marks(encoder_source(config.encoder))
     return fingerprint(__version__, config, encoder, relation_source, taught)
 
-
+# %% ../../nbs/04_extraction/19_extractor.ipynb #choose-relation-source
 def _choose_relation_source(asked: str, train: Sequence[SentenceAnnotation]) -> str:
     if asked not in ("auto", "model", "rules", "none"):
         raise R2GenKGError(f"relations {asked!r}: use auto, model, rules or none")

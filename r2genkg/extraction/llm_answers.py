@@ -80,7 +80,7 @@ _WRAPPERS = (
     "relations",
 )
 
-
+# %% ../../nbs/04_extraction/05_llm_answers.ipynb #squeeze
 def _squeeze(text: Any) -> str:
     "Lower-case letters and digits, with single blanks between words."
     return re.sub(r"\W+", " ", str(text)).strip().lower()
@@ -111,7 +111,7 @@ def _entries_of_dict(
     if count == 1:
         yield 1, tree
 
-
+# %% ../../nbs/04_extraction/05_llm_answers.ipynb #entries-of-list
 def _entries_of_list(
     tree: list, numbers: Mapping[str, int], count: int
 ) -> Iterator[tuple[int, Any]]:
@@ -146,7 +146,7 @@ def _counts_from_zero(tree: Any) -> bool:
     rows = [x for x in items if isinstance(x, dict)]
     return any(str(row[k]) == "0" for row in rows for k in _NUMBER_KEYS if k in row)
 
-
+# %% ../../nbs/04_extraction/05_llm_answers.ipynb #by-sentence
 def _by_sentence(
     tree: Any,  # parsed answer
     sentences: Sequence[str],

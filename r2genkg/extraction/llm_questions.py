@@ -37,7 +37,7 @@ def split_documents(text: str) -> list[tuple[str, ...]]:
     sentences, size = split_sentences(text), DOCUMENT_SENTENCES
     return [tuple(sentences[i : i + size]) for i in range(0, len(sentences), size)]
 
-
+# %% ../../nbs/04_extraction/09_llm_questions.ipynb #documents-by-report
 def documents_by_report(
     reports: Iterable[tuple[str, str]],  # (id, text)
 ) -> dict[str, list[tuple[str, ...]]]:

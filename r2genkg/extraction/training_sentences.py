@@ -37,7 +37,7 @@ def sentence_key(text: str) -> str:
     "What copies of a sentence have in common."
     return " ".join(text.lower().split())
 
-
+# %% ../../nbs/04_extraction/12_training_sentences.ipynb #distinct-sentences
 def distinct_sentences(sentences: Iterable[SentenceAnnotation]) -> list[SentenceAnnotation]:
     "Each sentence once, with its most frequent annotation (of equally frequent ones the first)."
     copies: dict[str, Counter[_Answer]] = {}
@@ -66,7 +66,7 @@ def _by_text(reports: Iterable[Report]) -> dict[str, list[SentenceAnnotation]]:
             texts.setdefault(text, []).extend(sentences)
     return texts
 
-
+# %% ../../nbs/04_extraction/12_training_sentences.ipynb #first-not-in
 def _first_not_in(
     sentences: Sequence[SentenceAnnotation], seen: set[str]
 ) -> list[SentenceAnnotation]:

@@ -246,7 +246,7 @@ def _nothing_left(counts: Counts, options: GraphOptions) -> R2GenKGError:
         "the graph would be empty (lower min_count)"
     )
 
-
+# %% ../../nbs/05_kg/04_construction.ipynb #frequent-nodes
 def _frequent_nodes(
     nodes: pd.DataFrame, counts: Counts, options: GraphOptions
 ) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -22,7 +22,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]")
 _UNIT = r"(?:mm|cm|millimet(?:er|re)s?|centimet(?:er|re)s?)"
 _NUMBER_OF = re.compile(rf"^\d+ (?!{_UNIT}\b|x\b|by\b|to\b)(?=[a-z])")
 
-
+# %% ../../nbs/05_kg/00_counts.ipynb #normalise-piece
 @lru_cache(maxsize=200_000)
 def normalise(
     text: str,  # as written in a report

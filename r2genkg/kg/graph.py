@@ -35,7 +35,7 @@ _TABLES = {
     "shared": SHARED_COLUMNS,
 }
 
-
+# %% ../../nbs/05_kg/03_graph.ipynb #empty
 def _empty(name: str) -> Any:
     "A field that is an empty table by default."
     return field(default_factory=lambda: pd.DataFrame(columns=list(_TABLES[name])))
@@ -115,7 +115,7 @@ def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         raise R2GenKGError(f"{path}: no column {', '.join(missing)}")
     return table
 
-
+# %% ../../nbs/05_kg/03_graph.ipynb #read-tables
 def _read_tables(folder: Path) -> tuple[dict[str, pd.DataFrame], dict]:
     "The tables of a saved graph by name, and its meta."
     if not (folder / "nodes.parquet").is_file():
@@ -217,7 +217,7 @@ def _node_stats(graph: M3KG) -> dict:
         **{f"nodes {k}": int(types.get(k, 0)) for k in (*NODE_TYPES, *others)},
     }
 
-
+# %% ../../nbs/05_kg/03_graph.ipynb #triple-stats
 def _triple_stats(graph: M3KG) -> dict:
     "Triples and count mass by relation; linked and composed terms, shared aliases."
     counts = graph.triples.groupby("type")["count"]
@@ -254,7 +254,7 @@ def _shape_stats(graph: M3KG) -> dict:
         "degree max": int(max(degree, default=0)),
     }
 
-
+# %% ../../nbs/05_kg/03_graph.ipynb #record-stats
 def _record_stats(graph: M3KG) -> dict:
     "What was dropped, and the numbers in `meta`."
     dropped = graph.drops.groupby("what").n.sum()
@@ -287,7 +287,7 @@ def named_triples(path: str | Path) -> pd.DataFrame:
         raise R2GenKGError(f"{path}: no triple in it")
     return pd.DataFrame(rows, columns=["source", "target", "type", "count", *_ENDS])
 
-
+# %% ../../nbs/05_kg/03_graph.ipynb #imported-triples
 def imported_triples(rows: pd.DataFrame) -> pd.DataFrame:
     "The table `triples` of rows of `named_triples`: all are present, and no report is known."
     reports: list[list[str]] = [[] for _ in range(len(rows))]
@@ -304,7 +304,7 @@ def _texts(value: Any) -> list[str]:
     "A list of texts; one text is a list of one."
     return [value] if isinstance(value, str) else list(value or ())
 
-
+# %% ../../nbs/05_kg/03_graph.ipynb #rexkg-node
 def _rexkg_node(key: str, v: dict) -> dict:
     "A row of `nodes`; counts stay as published (ReXKG doubled those of linked nodes)."
     count = int(v["count"])
@@ -339,7 +339,7 @@ def _rexkg_nodes(path: str | Path) -> pd.DataFrame:
             raise R2GenKGError(f"{path}: node {key!r}: {type(e).__name__} {e}") from None
     return pd.DataFrame(rows, columns=list(NODE_COLUMNS))
 
-
+# %% ../../nbs/05_kg/03_graph.ipynb #composed-ends
 def _composed_ends(nodes: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     'Ends of triples that are no nodes: ReXKG writes "et tube" as the key of the tube and the other word.'
     keys = set(nodes.key)

@@ -31,7 +31,7 @@ class Concept:
     aliases: tuple[str, ...] = ()  # normalised
     score: float = 1.0  # the linker's confidence (ReXKG: Possibility)
 
-
+# %% ../../nbs/05_kg/01_linker.ipynb #linker-piece
 class Linker(Protocol):
     "Anything that links surfaces to a vocabulary."
 
@@ -54,7 +54,7 @@ _FITTING_TYPES: dict[str, frozenset[str]] = {
     ),
 }
 
-
+# %% ../../nbs/05_kg/01_linker.ipynb #type-fits
 def _type_fits(tui: str, kind: str) -> bool:
     "Whether semantic types (comma-separated) allow a node type; unknown ones do."
     found = {t for t in tui.split(",") if t}
@@ -78,7 +78,7 @@ def _fields(path: str | Path, columns: int) -> Iterator[list[str]]:
                 )
             yield row
 
-
+# %% ../../nbs/05_kg/01_linker.ipynb #semantic-types
 def _semantic_types(path: str | Path) -> dict[str, str]:
     "CUI -> semantic types, comma-separated."
     found = defaultdict(list)
@@ -109,7 +109,7 @@ _COLUMNS = ("alias", "cui", "name", "tui")
 _NORMALISED = {b"aliases": b"normalised"}
 _PART = 500_000  # rows held at a time
 
-
+# %% ../../nbs/05_kg/01_linker.ipynb #derive-table-piece
 def derive_table(
     mrconso: str | Path,  # MRCONSO.RRF
     out: str | Path,  # parquet file for `TableLinker`

@@ -52,7 +52,7 @@ _PLURALS = (
 )
 _NO_PLURALS = {"lens", "pus", "thrombus", "series", "process", "diffuse"}
 
-
+# %% ../../nbs/05_kg/02_merging.ipynb #singulars
 def _singulars(text: str) -> list[str]:
     "Candidate singulars of the last word of a text."
     if text in _NO_PLURALS or not text.endswith(("s", "ae")):
@@ -80,7 +80,7 @@ _SPELLINGS = {
 }
 _BRITISH = re.compile("|".join(map(re.escape, _SPELLINGS)))
 
-
+# %% ../../nbs/05_kg/02_merging.ipynb #form
 def _form(surface: str) -> str:
     "American spelling without hyphens and blanks."
     if _BRITISH.search(surface):
@@ -156,7 +156,7 @@ def _apart_groups() -> dict[str, frozenset[int]]:
             found.setdefault(word, set()).add(n)
     return {word: frozenset(numbers) for word, numbers in found.items()}
 
-
+# %% ../../nbs/05_kg/02_merging.ipynb #bases-piece
 def _bases(word: str) -> set[str]:
     "A word and what it may be the comparative or the adverb of: larger, anteriorly."
     found = {word}

@@ -93,7 +93,7 @@ def _read_cache(path: Path) -> dict[str, Tensor]:
     except Exception:
         return {}  # it is made again
 
-
+# %% ../../nbs/05_kg/12_scales.ipynb #write-cache
 def _write_cache(path: Path, known: dict[str, Tensor]) -> None:
     "Store the cache; a folder that cannot be written is no error."
     from safetensors.torch import save_file

@@ -47,7 +47,7 @@ KIND_COLOURS = {
 RELATION_COLOURS = {"modify": "#777777", "located_at": "#0072B2", "suggestive_of": "#D55E00"}
 _HALF_SIZE = (440, 340)  # of the drawing
 
-
+# %% ../../nbs/05_kg/08_view.ipynb #layout
 def _layout(graph: M3KG) -> np.ndarray:
     "(N, 2) places of the nodes by springs, the first node in the middle."
     import networkx as nx

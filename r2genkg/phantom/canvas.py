@@ -91,7 +91,7 @@ def _cloud_bank(size: int) -> np.ndarray:
         fields.append(field / field.std())
     return np.stack(fields)
 
-
+# %% ../../nbs/02_phantom/03_canvas.ipynb #clouds
 def clouds(
     size: int,  # pixels
     grain: int,  # 0 coarse, 1 middle, 2 fine
@@ -122,7 +122,7 @@ def _grow_tree(pen: Any, rng: np.random.Generator) -> None:
             turns = (rng.uniform(0.15, 0.5), -rng.uniform(0.15, 0.5))
             twigs += [(a, v, direction + turn, width * 0.66) for turn in turns]
 
-
+# %% ../../nbs/02_phantom/03_canvas.ipynb #vessel-trees
 @lru_cache(maxsize=1)
 def _vessel_trees() -> np.ndarray:
     "Six trees of vessels (6, 2 * _TREE, _TREE) of one lung, brightest at the hilum."

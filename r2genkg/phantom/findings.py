@@ -33,7 +33,7 @@ _ALLOWED = {
     "certainty": ("present", "uncertain"),
 }
 
-
+# %% ../../nbs/02_phantom/00_findings.ipynb #finding-piece
 @dataclass(frozen=True, slots=True)
 class Finding:
     "One fact that is drawn and reported."
@@ -76,7 +76,7 @@ _SEVERITIES = ("small", "moderate", "moderate", "large")
 #: Weights of `DEVICE_KINDS`, by style.
 _DEVICES = {"A": (0.24, 0.14, 0.26, 0.08, 0.18, 0.10), "B": (0.08, 0.16, 0.34, 0.16, 0.18, 0.08)}
 
-
+# %% ../../nbs/02_phantom/00_findings.ipynb #random-device
 def _random_device(rng: np.random.Generator, style: str) -> Finding:
     side = ("left", "right")[int(rng.integers(2))]
     kind = int(rng.choice(len(DEVICE_KINDS), p=_DEVICES[style]))
@@ -122,7 +122,7 @@ def _under_fluid(effusion: Finding) -> set[tuple[str, str]]:
         return {(side, "lower") for side in ("bilateral", "left", "right")}
     return {(effusion.side, "lower"), ("bilateral", "lower")}
 
-
+# %% ../../nbs/02_phantom/00_findings.ipynb #taken
 def _taken(label: str, found: Sequence[Finding]) -> frozenset[tuple[str, str]]:
     "The places that the findings so far leave no space in for `label`."
     patches = {(f.side, f.zone) for f in found if f.label in _PATCHY}
@@ -144,7 +144,7 @@ class _Situation(NamedTuple):
     weight_b: float
     chances: Mapping[str, float]
 
-
+# %% ../../nbs/02_phantom/00_findings.ipynb #intensive-care
 _INTENSIVE_CARE = {
     "Support Devices": 1.0,
     "Atelectasis": 0.45,

@@ -27,7 +27,7 @@ _KINDS = {
 }
 _LINKS = {">": "modify", "@": "located_at", "~": "suggestive_of"}
 
-
+# %% ../../nbs/02_phantom/01_markup.ipynb #mark
 class _Mark(NamedTuple):
     "A marked span of the plain text."
 

@@ -29,7 +29,7 @@ def _templates() -> dict:
     text = (files("r2genkg") / "resources" / "grammar.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)
 
-
+# %% ../../nbs/02_phantom/02_wording.ipynb #topics
 #: Topics of a report, in order, with their labels.
 _TOPICS = {
     "devices": LABELS[12:13],
@@ -117,7 +117,7 @@ def _linked_sentence(
     letter = "|d" if finding.certainty == "present" else "|u"
     return _fill(template, words).replace("|X", letter)
 
-
+# %% ../../nbs/02_phantom/02_wording.ipynb #device-sentence
 def _device_sentence(finding: Finding, rng: np.random.Generator, style: str) -> str:
     "Markup of one sentence about a device."
     kind = finding.kind
@@ -138,7 +138,7 @@ def _sign_of(finding: Finding, findings: Sequence[Finding]) -> Finding | None:
         )
     return None
 
-
+# %% ../../nbs/02_phantom/02_wording.ipynb #sentence-of-piece
 def _sentence_of(
     finding: Finding, findings: Sequence[Finding], rng: np.random.Generator, style: str
 ) -> str | None:
@@ -196,7 +196,7 @@ _REMARKS = {
 #: Words of a report: a shorter one is filled up with remarks, a longer one loses some.
 _LENGTH = (25, 60)
 
-
+# %% ../../nbs/02_phantom/02_wording.ipynb #remarks-piece
 class _Remarks:
     "The remarks of one report, as (topic, statement), and what they have said so far."
 
@@ -258,7 +258,7 @@ class PhantomReport:
     sentences: tuple[SentenceAnnotation, ...]
     labels: dict[str, float]  # 1 present, 0 denied, -1 uncertain; missing: not mentioned
 
-
+# %% ../../nbs/02_phantom/02_wording.ipynb #labels-of
 def _labels_of(
     findings: Sequence[Finding], remarks: Sequence[tuple[str, dict]]
 ) -> dict[str, float]:

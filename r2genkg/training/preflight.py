@@ -40,7 +40,7 @@ _SUFFIXES = {
     *(".tsv", ".txt", ".yaml", ".yml"),
 }
 
-
+# %% ../../nbs/09_training/07_preflight.ipynb #looks-like-path
 def _looks_like_path(value: str) -> bool:
     "Whether a value that may be a hub name is meant as a local path."
     if Path(value).suffix.lower() in _SUFFIXES:

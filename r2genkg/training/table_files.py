@@ -63,7 +63,7 @@ _LATEX = {
     **{c: "\\" + c for c in "&%_#${}"},
 }
 
-
+# %% ../../nbs/09_training/12_table_files.ipynb #latex-piece
 def latex(table: pd.DataFrame) -> str:
     "A LaTeX tabular in booktabs style."
     rows = []

@@ -87,7 +87,7 @@ _INPUTS = (
     "view_mask",
 )  #: what the model reads of a batch to write reports
 
-
+# %% ../../nbs/09_training/03_trainer.ipynb #attentionmonitor-piece
 class AttentionMonitor(TrainerCallback):
     "Logs entropy and spread of KG2V over a few studies at the end of every epoch."
 
@@ -134,7 +134,7 @@ class EarlyStop(TrainerCallback):
         if self.due(state.log_history):
             control.should_training_stop = True
 
-
+# %% ../../nbs/09_training/03_trainer.ipynb #saveeverysteps
 class SaveEverySteps(TrainerCallback):
     "A checkpoint every `steps` optimiser steps, besides those at validations."
 

@@ -135,7 +135,7 @@ def _train(config: Config, out: Path, upto: str, first: bool) -> dict[str, str]:
     last = list(done.values())[-1]
     return {name: str(stage.path) for name, stage in done.items()} | {"result": last.note}
 
-
+# %% ../../nbs/10_use/15_commands.ipynb #train-command
 @app.command("train")
 def train_command(
     out: _RunOut = None,
@@ -222,7 +222,7 @@ def _print_tables(tables: dict[str, Any], as_json: bool) -> None:
         return typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     typer.echo("\n".join(f"\n{name}\n{markdown(table)}" for name, table in tables.items()))
 
-
+# %% ../../nbs/10_use/15_commands.ipynb #refuse-failures
 def _refuse_failures(outcomes: Sequence[Any], log: Path) -> None:
     "Raise `R2GenKGError` if a run of the grid has no scores."
     failed = [o for o in outcomes if o.error]
@@ -392,7 +392,7 @@ _OneStudy = Annotated[
     bool, typer.Option("--one-study", help="All files are views of one study: one report.")
 ]
 
-
+# %% ../../nbs/10_use/15_commands.ipynb #report-command
 @app.command("report")
 def report_command(
     images: _ImageFiles,
@@ -423,7 +423,7 @@ _Count = Annotated[int, typer.Option(help="Random retrievals on the sheet and in
 _AuditSplit = Annotated[str, typer.Option(help="train | val | test")]
 _Seed = Annotated[int, typer.Option(help="Of the drawing.")]
 
-
+# %% ../../nbs/10_use/15_commands.ipynb #audit-command
 @app.command("audit")
 def audit_command(
     run: _RunFolder,
@@ -467,7 +467,7 @@ _Host = Annotated[
 ]
 Port = Annotated[int, typer.Option(help="Port.")]
 
-
+# %% ../../nbs/10_use/15_commands.ipynb #app-command
 @app.command("app")
 def app_command(run: _AppRuns, host: _Host = "127.0.0.1", port: Port = 7860) -> None:
     "A small local page: upload an image, read the report with its evidence, compare two runs. Needs the extra `app`."

@@ -30,7 +30,7 @@ def _shown(value: Any) -> Any:
         return json.dumps(value, default=str, ensure_ascii=False)
     return value
 
-
+# %% ../../nbs/10_use/11_console.ipynb #show-piece
 def show(
     result: dict[str, Any],
     as_json: bool = False,
@@ -67,7 +67,7 @@ _WORDS = (
     ("unexpected pos", errno.ENOSPC),
 )
 
-
+# %% ../../nbs/10_use/11_console.ipynb #causes
 def _causes(error: BaseException) -> list[BaseException]:
     "An exception and what it was raised from, outermost first."
     found: list[BaseException] = []

@@ -78,7 +78,7 @@ def _score_plot(runs: Mapping[str, Run]) -> Figure:
     bars = {name: tuple(run.metrics["intervals"][F1]) for name, run in runs.items()}
     return plot_scores({"CE F1 micro-14": bars})
 
-
+# %% ../../nbs/10_use/09_demo.ipynb #draw-figures
 def _draw_figures(runs: Mapping[str, Run], folder: Path) -> list[Path]:
     "All figures of the demo, as PNG and SVG with captions; gives the PNGs."
     full, folders = runs["full"], {name: run.folder for name, run in runs.items()}
@@ -145,7 +145,7 @@ COLUMNS = {
     "distinct": "distinct reports",
 }
 
-
+# %% ../../nbs/10_use/09_demo.ipynb #result-table
 def _result_table(outcomes: Sequence[RunOutcome], full: Run) -> pd.DataFrame:
     "The scores of the runs, and beside them those of the baselines."
     seed = outcomes[0].seed
@@ -180,7 +180,7 @@ def _shown_studies(run: Run) -> list[Study]:
     places = np.linspace(0, len(tests) - 1, min(STUDIES, len(tests))).astype(int)
     return [tests[i] for i in places]
 
-
+# %% ../../nbs/10_use/09_demo.ipynb #study-row
 def _study_row(study: Study, runs: Mapping[str, Run], table: pd.DataFrame) -> dict:
     "What the page shows of a study: image, reference, the reports of both runs, and the evidence."
     full = runs["full"]
@@ -262,7 +262,7 @@ def _score_summary(runs: Mapping[str, Run]) -> dict[str, float]:
             numbers[f"CE F1 {average}, {name}"] = other[f"ce_f1/{average}-14/u0"]
     return numbers
 
-
+# %% ../../nbs/10_use/09_demo.ipynb #pointing-summary
 def _pointing_summary(pointing: pd.DataFrame) -> dict[str, float]:
     "The pointing game of the run's own method, beside chance."
     method = pointing.index[0][0]
@@ -323,7 +323,7 @@ def _is_shown(out: Path, made_from: str) -> bool:
     files = (out / "index.html", out / "summary.json")
     return is_current(out / "figures", made_from) and all(file.is_file() for file in files)
 
-
+# %% ../../nbs/10_use/09_demo.ipynb #run-demo-piece
 def run_demo(
     out: str | Path,
     config: Config,

@@ -89,7 +89,7 @@ def _group_positions(model: R2GenKG) -> dict[str, slice]:
     start, groups = len(model.prompt_before), model.prefix.groups
     return {name: slice(start + g.start, start + g.stop) for name, g in groups.items()}
 
-
+# %% ../../nbs/10_use/03_evidence.ipynb #sentence-attribution
 def sentence_attribution(
     model: R2GenKG,
     visual: Tensor,  # (1, V, D_v), from `model.encode`
@@ -119,7 +119,7 @@ def _token_logp(model: R2GenKG, visual: Tensor, ids: Sequence[int]) -> Tensor:
     logp = out.logits[0, first:-1].float().log_softmax(-1)
     return logp.gather(1, target.T)[:, 0]
 
-
+# %% ../../nbs/10_use/03_evidence.ipynb #sentence-influence
 def sentence_influence(
     model: R2GenKG,
     visual: Tensor,  # (1, V, D_v), from `model.encode`
@@ -249,7 +249,7 @@ def _to_grid(picture: np.ndarray, side: int) -> np.ndarray:
     pixels = torch.as_tensor(np.asarray(picture, dtype=np.float32))
     return F.adaptive_avg_pool2d(pixels[None], side)[0].numpy()
 
-
+# %% ../../nbs/10_use/03_evidence.ipynb #stated-cams
 def _stated_cams(
     classifier: Any,  # a `SwinClassifier`, or None
     pixels: Tensor,  # (1, 3, H, W)

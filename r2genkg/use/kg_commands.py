@@ -56,7 +56,7 @@ def kg_stats(folder: _GraphFolder, as_json: AsJson = False) -> None:
 
     show(M3KG.load(folder).stats(), as_json)
 
-
+# %% ../../nbs/10_use/12_kg_commands.ipynb #othergraph
 _OtherGraph = Annotated[
     Path,
     typer.Argument(
@@ -133,7 +133,7 @@ def _check_build(
     if not merge:
         _refuse(ctx, ("embedder",), "is for --merge-threshold")
 
-
+# %% ../../nbs/10_use/12_kg_commands.ipynb #embed
 def _embed(embedder: str) -> Any:
     "What turns names into vectors; imported for this alone, since torch takes seconds."
     from functools import partial
@@ -190,7 +190,7 @@ _EdgeAnnotations = Annotated[
     typer.Option(help="annotations.jsonl of the graph's reports: edges show their sentences."),
 ]
 
-
+# %% ../../nbs/10_use/12_kg_commands.ipynb #kg-view-page
 @kg.command("view")
 def kg_view_page(
     folder: _GraphFolder,
@@ -232,7 +232,7 @@ _Every = Annotated[
     ),
 ]
 
-
+# %% ../../nbs/10_use/12_kg_commands.ipynb #kg-trace
 @kg.command("trace")
 def kg_trace(
     ctx: typer.Context,
@@ -323,7 +323,7 @@ _Mrsty = Annotated[
     typer.Option(help="MRSTY.RRF of UMLS; without it no name is refused for its semantic type."),
 ]
 
-
+# %% ../../nbs/10_use/12_kg_commands.ipynb #kg-linker-table-piece
 @kg.command("linker-table")
 def kg_linker_table(
     mrconso: _Mrconso, out: _LinkerOut, mrsty: _Mrsty = None, as_json: AsJson = False

@@ -60,7 +60,7 @@ def _token_record(token: BankToken, weight: float) -> dict[str, Any]:
         "weight": weight,
     }
 
-
+# %% ../../nbs/10_use/06_pages.ipynb #sentence-record
 def _sentence_record(s: SentenceEvidence, tokens: dict[int, BankToken]) -> dict[str, Any]:
     "A sentence and its evidence as plain values."
     return {
@@ -119,7 +119,7 @@ _GROUPS = {
     "text": "prompt and text so far",
 }
 
-
+# %% ../../nbs/10_use/06_pages.ipynb #attention-uri-piece
 def _attention_uri(e: ExplainedReport) -> str | None:
     "The attention figure, where the model has both cross-attentions."
     if "v2kg" not in e.maps or "kg2v" not in e.maps:
@@ -133,7 +133,7 @@ def _token_cell(token: BankToken, weight: float, pictures: bool) -> dict[str, An
     png = png_uri(shown) if shown is not None else ""
     return {"study": token.study, "label": token.label, "weight": weight, "png": png}
 
-
+# %% ../../nbs/10_use/06_pages.ipynb #sentence-row
 def _sentence_row(s: SentenceEvidence, e: ExplainedReport, pictures: bool) -> dict[str, Any]:
     "What the page shows of a sentence. A region has full colour from three times an even spread on."
     peak, even = float(s.region.max()), 1 / s.region.size

@@ -208,7 +208,7 @@ def _group_row(mine: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
         row[f"{name} high"] = high
     return row
 
-
+# %% ../../nbs/10_use/10_stress_tests.ipynb #positive
 def _positive(texts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     "Which labels (S, L) the reports state, bool."
     return label_reports(list(texts))[list(labels)].to_numpy() == 1

@@ -29,7 +29,7 @@ CAM_METHODS = {
     "scorecam": "ScoreCAM",
 }
 
-
+# %% ../../nbs/06_vision/03_class_maps.ipynb #check-method
 def check_method(method: str) -> None:
     "Raise `R2GenKGError` if `method` is none of `CAM_METHODS`. pytorch-grad-cam, slow to import, is not loaded."
     if method not in CAM_METHODS:
