@@ -197,17 +197,17 @@ def test_lock_acts_from_python_311_on():
         ] == [False, True, True], r
 
 
-def test_dependencies_are_told_in_contributing():
+def test_dependencies_are_listed_in_contributing():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     table = text.partition("## Dependencies")[2].partition("\n## ")[0].lower()
-    untold = [
+    unlisted = [
         r.name
         for key in CONFIG
         if key == "requirements" or key.endswith("_requirements")
         for r in requirements(key)
         if not re.search(rf"(?<![\w-]){re.escape(r.name.lower())}(?![\w-])", table)
     ]
-    assert not untold, untold
+    assert not unlisted, unlisted
 
 
 def test_changelog_has_this_version():

@@ -100,7 +100,7 @@ R2Gen's splits. A cut download goes on."""
 
     if name != "iu-xray":
         where = data_set(name).where
-        raise R2GenKGError(f"{name}: not to be had without an account; get it from {where}")
+        raise R2GenKGError(f"{name}: needs an account; get it from {where}")
     show(download_iu_xray(out, base, any_checksum), as_json)
 
 # %% ../../nbs/10_use/13_data_commands.ipynb #annotate-options

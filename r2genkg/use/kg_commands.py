@@ -84,7 +84,7 @@ _Annotations = Annotated[
     Optional[Path],
     typer.Option(
         help="annotations.jsonl of `annotate` or `extract run`; "
-        "--studies beside it tells the splits of its reports."
+        "--studies beside it gives the splits of its reports."
     ),
 ]
 _Annotator = Annotated[
@@ -128,7 +128,7 @@ def _check_build(
         why = "is for reports that are not annotated yet, not for --annotations"
         _refuse(ctx, ("annotator", "section"), why)
     if annotations and not studies:
-        why = "asks for --studies beside --annotations, which tell the split of each report"
+        why = "needs --studies beside --annotations, to know the split of each report"
         _refuse(ctx, ("split",), why)
     if not merge:
         _refuse(ctx, ("embedder",), "is for --merge-threshold")

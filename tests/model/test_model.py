@@ -538,7 +538,7 @@ def test_faults_are_named():
         find_gguf("no_such_package/model.gguf")
 
 
-def test_missing_model_is_told_in_one_line():
+def test_missing_model_is_reported_in_one_line():
     """Without a network the hub's own trace would be pages long."""
     code = (
         "from r2genkg.model.llm import build_llm; from r2genkg.core.config import LLMConfig\n"

@@ -91,7 +91,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
 
 
 def test_a_resumed_process_sees_the_order_of_its_epoch():
-    """accelerate tells the epoch to the sampler of a fresh loader, but not to that of a resumed, sharded one."""
+    """accelerate sets the epoch of a fresh loader's sampler, but not of a resumed, sharded one."""
     lengths = list(range(10, 34))
 
     def loader(sampler):
