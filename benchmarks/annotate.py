@@ -19,14 +19,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 
-from r2genkg.extraction.replay import Replay
+from r2genkg.data.openi import read_openi_package
 from r2genkg.extraction.annotate import annotate
+from r2genkg.extraction.replay import Replay
+from r2genkg.phantom.findings import sample_findings
 from r2genkg.phantom.wording import write_report
 from r2genkg.text.labels import RulesLabeler, label_reports
-from r2genkg.text.sentences import split_sentences, tokenize
-from r2genkg.data.openi import read_openi_package
-from r2genkg.phantom.findings import sample_findings
 from r2genkg.text.rules import RulesAnnotator
+from r2genkg.text.sentences import split_sentences, tokenize
 
 #: CheXpert label -> MeSH heading of the Open-i tables.
 MESH = {

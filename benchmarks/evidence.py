@@ -17,20 +17,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from r2genkg.use.evidence import sentence_ranges
-from r2genkg.data.study import LABELS
 from r2genkg.core.config import load_config
 from r2genkg.core.files import write_json
-from r2genkg.use.evidence import (
-    group_attention,
-    label_maps,
-    sentence_influence,
-    labels_of_sentences,
-)
 from r2genkg.data.images import load_image, to_pixels
+from r2genkg.data.study import LABELS, load_studies
 from r2genkg.phantom.phantoms import load_masks
 from r2genkg.training.run import Run, run_folder
-from r2genkg.data.study import load_studies
+from r2genkg.use.evidence import (
+    group_attention,
+    label_class_maps,
+    labels_of_sentences,
+    sentence_influence,
+    sentence_ranges,
+)
 
 
 def scored(heat: np.ndarray, mask: np.ndarray) -> tuple[float, bool, float]:
@@ -75,7 +74,7 @@ def maps_of(model, pixels, text: str, drawn: set[str]):
         embeds, output = model.prompt(visual, True)
     influence, _ = sentence_influence(model, visual, ids, ranges)
     groups = group_attention(model, embeds, ids, ranges)
-    cams = label_maps(model.vision, pixels, sorted(set.union(*stated), key=LABELS.index))
+    cams = label_class_maps(model.vision, pixels, sorted(set.union(*stated), key=LABELS.index))
     no_v2kg = [0] * len(groups["visual"])
     for s, labels in enumerate(stated):
         for label in labels:

@@ -27,31 +27,35 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from r2genkg.extraction.annotate import annotate
 from r2genkg.core.files import read_json, write_json
 from r2genkg.core.runtime import set_seed
-from r2genkg.extraction.model_training import ExtractConfig
-from r2genkg.extraction.entity_model import collate_spans, decode_spans, word_inputs
-from r2genkg.extraction.word_pieces import WordPieces
-from r2genkg.extraction.training_sentences import distinct_sentences, sentence_key, split_reports
-from r2genkg.extraction.encoders import open_encoder
-from r2genkg.extraction.annotation_scores import score_annotations
-from r2genkg.extraction.extractor import ExtractModel, entities_from_spans, train_extract
-from r2genkg.extraction.corpus import extract_corpus, sentence_row
-from r2genkg.extraction.training_sentences import read_training_reports
-from r2genkg.phantom.wording import write_report
-from r2genkg.text.sentences import split_sentences, tokenize
-from r2genkg.data.openi import read_openi_package
-from r2genkg.phantom.findings import sample_findings
 from r2genkg.data.annotation import SentenceAnnotation
+from r2genkg.data.openi import read_openi_package
+from r2genkg.extraction.annotate import annotate
+from r2genkg.extraction.annotation_scores import score_annotations
+from r2genkg.extraction.corpus import extract_corpus, sentence_row
+from r2genkg.extraction.encoders import open_encoder
+from r2genkg.extraction.entity_model import collate_spans, decode_spans, word_inputs
+from r2genkg.extraction.extractor import ExtractModel, entities_from_spans, train_extract
+from r2genkg.extraction.model_training import ExtractConfig
 from r2genkg.extraction.relation_model import (
     MarkerModel,
-    predict_relations,
     possible_pairs,
+    predict_relations,
     train_relations,
 )
-from r2genkg.text.rules import RulesAnnotator
+from r2genkg.extraction.training_sentences import (
+    distinct_sentences,
+    read_training_reports,
+    sentence_key,
+    split_reports,
+)
+from r2genkg.extraction.word_pieces import WordPieces
+from r2genkg.phantom.findings import sample_findings
+from r2genkg.phantom.wording import write_report
 from r2genkg.text.relation_rules import relations_by_rules as rule_relations
+from r2genkg.text.rules import RulesAnnotator
+from r2genkg.text.sentences import split_sentences, tokenize
 
 
 def self_agreement(reports: list) -> dict:

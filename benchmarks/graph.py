@@ -25,15 +25,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from r2genkg.data.annotation import RELATION_TYPES
+from r2genkg.data.openi import read_openi_package
 from r2genkg.extraction.annotate import iter_annotations
 from r2genkg.kg.build import build_graph
 from r2genkg.kg.construction import compose, leave_to_one, node_table, triple_table
+from r2genkg.kg.counts import Counts, surface_table, unfit_reason
 from r2genkg.kg.exchange import rexkg_pairs
 from r2genkg.kg.linker import Concept
-from r2genkg.kg.counts import Counts, surface_table, unfit_reason
 from r2genkg.kg.merging import GraphOptions, merge_surfaces
-from r2genkg.data.annotation import RELATION_TYPES
-from r2genkg.data.openi import read_openi_package
 
 TERMS, ROWS, LIMIT_S = 6_452, 21_624, 120
 

@@ -22,15 +22,13 @@ import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
 
-from r2genkg.vision.classifier import SwinClassifier, build_swin
-from r2genkg.data.study import label_matrix
-from r2genkg.data.study import LABELS
 from r2genkg.core.config import TokensConfig, load_config
-from r2genkg.core.runtime import set_seed
 from r2genkg.core.files import write_json
+from r2genkg.core.runtime import set_seed
 from r2genkg.data.images import ImageCache, to_pixels
-from r2genkg.data.study import load_studies
+from r2genkg.data.study import LABELS, label_matrix, load_studies
 from r2genkg.vision.class_maps import cam_class, token_grid
+from r2genkg.vision.classifier import SwinClassifier, build_swin
 from r2genkg.vision.patches import MAX_PATCHES
 from r2genkg.vision.vision_tokens import extract_tokens
 
