@@ -19,14 +19,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 
-from r2genkg.extraction.replay import Replay
+from r2genkg.data.openi import read_openi_package
 from r2genkg.extraction.annotate import annotate
+from r2genkg.extraction.replay import Replay
+from r2genkg.phantom.findings import sample_findings
 from r2genkg.phantom.wording import write_report
 from r2genkg.text.labels import RulesLabeler, label_reports
-from r2genkg.text.sentences import split_sentences, tokenize
-from r2genkg.data.openi import read_openi_package
-from r2genkg.phantom.findings import sample_findings
 from r2genkg.text.rules import RulesAnnotator
+from r2genkg.text.sentences import split_sentences, tokenize
 
 #: CheXpert label -> MeSH heading of the Open-i tables.
 MESH = {
@@ -106,7 +106,10 @@ def gpt4o(path: Path) -> dict:
 
 
 def mesh(path: Path) -> dict:
-    """F1 of the rules labeler against MeSH (uncertain counts as not positive), and the ten commonest disagreements by kind."""
+    """F1 of the rules labeler against MeSH, and the ten commonest disagreements by kind.
+
+    A label that the labeler calls uncertain counts as not positive.
+    """
     table = pd.read_csv(path).fillna("")
     heads = [{h.split("/")[0].strip() for h in row.split(";")} for row in table["MeSH"]]
     texts, labeler = (table["findings"] + " " + table["impression"]).tolist(), RulesLabeler()
@@ -115,22 +118,21 @@ def mesh(path: Path) -> dict:
         gold, mine = np.array([head in h for h in heads]), (labels[label] == 1).to_numpy()
         scores[label] = round(f1((gold & mine).sum(), mine.sum(), gold.sum()), 4)
         for i in np.flatnonzero(gold != mine):
-            value = {1: "positive", 0: "negative", -1: "uncertain"}.get(
-                labels.loc[i, label], "not mentioned"
-            )
-            words = {
-                phrase
-                for s in split_sentences(texts[i])
-                for phrase in trigger(labeler, s, label, labels.loc[i, label])
-            }
-            kinds[
-                f"{label}: text {value} ({', '.join(sorted(words)[:2])}), MeSH {'yes' if gold[i] else 'no'}"
-            ] += 1
+            kinds[disagreement(labeler, texts[i], label, labels.loc[i, label], gold[i])] += 1
     return {
         "macro F1": round(float(np.mean(list(scores.values()))), 4),
         "per label": scores,
         "commonest disagreements": dict(kinds.most_common(10)),
     }
+
+
+def disagreement(labeler: RulesLabeler, text: str, label: str, value: float, gold: bool) -> str:
+    """One disagreement in words: the label, its value with the words behind it, and MeSH's answer."""
+    named = {1: "positive", 0: "negative", -1: "uncertain"}.get(value, "not mentioned")
+    sentences = split_sentences(text)
+    words = {phrase for s in sentences for phrase in trigger(labeler, s, label, value)}
+    shown = ", ".join(sorted(words)[:2])
+    return f"{label}: text {named} ({shown}), MeSH {'yes' if gold else 'no'}"
 
 
 def trigger(labeler: RulesLabeler, sentence: str, label: str, value: float) -> list[str]:

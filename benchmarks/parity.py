@@ -1,4 +1,4 @@
-"""Outputs of the reference implementation against ours, same weights and inputs: greatest difference per output, and a figure.
+"""Outputs of the reference implementation against ours, same weights and inputs: greatest differences, and a figure.
 
     python benchmarks/parity.py [--shared ../shared/data] [--figures figures]      # skips where the file is not there
 
@@ -111,8 +111,9 @@ def main() -> None:
     if args.figures:
         worst = max(greatest, key=greatest.get)
         caption = (
-            f"Outputs of the reference implementation and of this one, same weights and inputs: the greatest absolute difference is "
-            f"{greatest[worst]:.1e} ({TITLES[worst]}), over {result['values compared']:,} values."
+            "Outputs of the reference implementation and of this one, same weights and inputs: "
+            f"the greatest absolute difference is {greatest[worst]:.1e} ({TITLES[worst]}), "
+            f"over {result['values compared']:,} values."
         )
         save_figure(draw(pairs, greatest), "parity", args.figures, caption)
 

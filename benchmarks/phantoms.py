@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from r2genkg.phantom.wording import write_report
-from r2genkg.phantom.phantoms import make_phantom, write_phantoms
-from r2genkg.phantom.findings import sample_findings
 from r2genkg.phantom.drawing import draw
+from r2genkg.phantom.findings import sample_findings
+from r2genkg.phantom.phantoms import make_phantom, write_phantoms
+from r2genkg.phantom.wording import write_report
 
 
 def milliseconds(work, n: int) -> dict[str, float]:

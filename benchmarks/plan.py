@@ -1,4 +1,4 @@
-"""Dry plan of a training run on one card of each size: memory by part, trained parameters, steps, hours. Computed, not measured.
+"""Plan of a training run on one card of each size: memory by part, trained parameters, steps, hours (computed).
 
     python benchmarks/plan.py                                        # Llama-2-7B on CheXpert Plus, 24 GB and 80 GB
     python benchmarks/plan.py --preset iu-xray --set llm.adapter=lora --cards 48 --out plan.json

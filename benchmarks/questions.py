@@ -1,11 +1,12 @@
-"""Two questions that the paper leaves open, from the runs of the grid `questions`: denoising of 500 nodes, alignment of queries.
+"""Two questions that the paper leaves open, from runs of the grid `questions`: denoising 500 nodes, aligning queries.
 
     r2genkg tables --grid questions --out runs/questions       # nine runs of the preset demo, seed 42
     r2genkg tables --grid rows.yaml --seeds 43,44 --out runs/more   # some of its rows, with other seeds
     python benchmarks/questions.py runs/questions runs/more    # prints JSON; --out FILE also writes it
 
-Of each variant its scores, means over seeds with 95 % intervals over test studies, and its difference from the first row of its
-table over the seeds that both have, with interval and p (approximate randomisation, Holm correction over rows and scores).
+Each variant has its scores (means over seeds, with 95 % intervals over test studies) and its difference from the first
+row of its table, over the seeds that both have, with interval and p (approximate randomisation, Holm correction over
+rows and scores).
 """
 
 import argparse

@@ -10,116 +10,150 @@ from pathlib import Path
 from r2genkg.core.files import atomic_path, read_json
 
 HOME = Path(__file__).parent
+CE_F1 = "ce_f1/micro-14/u0"
 HEAD = """# Benchmarks
 
-"Against" another procedure means a straight re-creation of it, with the same weights, input and output, in one run; the
-file says how. The table is made by `python benchmarks/table.py` from the files in `results/`, which the commands wrote on a
-machine with two CPU cores, by one thread where nothing else is said. *Computed* figures were not measured.
+"Against" another procedure means a straight re-creation of it, with the same weights, input and output, in one run.
+Each file says how. `python benchmarks/table.py` makes the table from the files in `results/`. The commands wrote them
+on a machine with two CPU cores, with one thread unless the row says otherwise. *Computed* figures were not measured.
 
 | what | result | command |
 |---|---|---|
 """
 
 
+def with_interval(values: list[float], digits: int = 3) -> str:
+    """A score with its 95 % interval: 0.698 [0.657, 0.734]."""
+    score, low, high = (f"{value:.{digits}f}" for value in values)
+    return f"{score} [{low}, {high}]"
+
+
 def prefix(r: dict) -> str:
-    return (
-        f"{r['evaluation_speedup']:.2f} times faster in evaluation ({r['evaluation_s']['reference']:.2f} s, {r['evaluation_s']['ours']:.2f} s), greatest "
-        f"difference {r['greatest_difference']:.0e}; a training step of batch {r['batch']} {r['training_speedup']:.2f} times, peak memory "
-        f"{r['training_peak_ratio']:.2f} of the reference's"
+    """Speed, memory and difference of the knowledge prefix."""
+    seconds = r["evaluation_s"]
+    evaluation = (
+        f"{r['evaluation_speedup']:.2f} times faster in evaluation "
+        f"({seconds['reference']:.2f} s, {seconds['ours']:.2f} s), "
+        f"greatest difference {r['greatest_difference']:.0e}"
     )
+    training = (
+        f"a training step of batch {r['batch']} {r['training_speedup']:.2f} times, "
+        f"peak memory {r['training_peak_ratio']:.2f} of the reference's"
+    )
+    return f"{evaluation}; {training}"
 
 
 def beams(r: dict) -> str:
-    each = [(row["studies"], row["speedup"], *row["seconds"].values()) for row in r["rows"]]
-    return (
-        "; ".join(
-            f"{n} at once {speedup:.2f} times ({apart:.1f} s, {once:.1f} s)"
-            for n, speedup, apart, once in each
-        )
-        + "; identical tokens"
-    )
+    """Speed of beam search, for each number of studies at once."""
+    parts = []
+    for row in r["rows"]:
+        apart, once = row["seconds"].values()
+        speed = f"{row['speedup']:.2f} times ({apart:.1f} s, {once:.1f} s)"
+        parts.append(f"{row['studies']} at once {speed}")
+    return "; ".join([*parts, "identical tokens"])
 
 
 def parity(r: dict) -> str:
-    return f"{max(r['greatest absolute difference'].values()):.1e} over {r['values compared']:,} values"
+    """The greatest difference over all outputs."""
+    greatest = max(r["greatest absolute difference"].values())
+    return f"{greatest:.1e} over {r['values compared']:,} values"
 
 
 def plan(r: dict) -> str:
-    return "; ".join(
-        f"{name}: {p['memory GiB']} GiB ({p['settings'].split(', ', 1)[1]}), {p['hours']} h"
-        for name, p in r["plans"].items()
-    )
+    """Memory and hours on each card."""
+    parts = []
+    for name, found in r["plans"].items():
+        settings = found["settings"].split(", ", 1)[1]
+        parts.append(f"{name}: {found['memory GiB']} GiB ({settings}), {found['hours']} h")
+    return "; ".join(parts)
 
 
 def pruning(r: dict) -> str:
-    def row(k: str, v: dict) -> str:
-        score = (
-            v["scores"]
-            if isinstance(v["scores"], str)
-            else "CE F1 {:.3f} [{:.3f}, {:.3f}]".format(*v["scores"]["ce_f1/micro-14/u0"])
+    """Prefix length, operations and CE F1 at each number of nodes."""
+    parts = []
+    for k, row in r["k"].items():
+        score = row["scores"]  # a text where the run is missing
+        if not isinstance(score, str):
+            score = f"CE F1 {with_interval(score[CE_F1])}"
+        tokens, share = row["prefix tokens"], row["llama-2-7b: share of all nodes"]
+        parts.append(
+            f"{k} nodes: {tokens} tokens, {share:.2f} of the operations (computed), {score}"
         )
-        return f"{k} nodes: {v['prefix tokens']} tokens, {v['llama-2-7b: share of all nodes']:.2f} of the operations (computed), {score}"
-
-    return "; ".join(row(k, v) for k, v in r["k"].items())
+    return "; ".join(parts)
 
 
 def annotation(r: dict) -> str:
-    speed, exact = r["speed"], r["phantoms, style A"]
+    """Speed of the rules, and their agreement with GPT-4o, phantoms and MeSH."""
+    speed = r["speed"]["annotated sentences/s, all distinct"]
+    answers, exact, mesh = r["GPT-4o answers"], r["phantoms, style A"], r["MeSH"]
     return (
-        f"{speed['annotated sentences/s, all distinct']:,.0f} distinct sentences/s; typed token F1 {r['GPT-4o answers']['typed token F1']:.3f} on 500 answers of GPT-4o; "
-        f"phantoms {exact['entity F1']:.3f} (entities), {exact['relation F1']:.3f} (relations); labels against MeSH macro F1 {r['MeSH']['macro F1']:.3f}"
+        f"{speed:,.0f} distinct sentences/s; "
+        f"typed token F1 {answers['typed token F1']:.3f} on 500 answers of GPT-4o; "
+        f"phantoms {exact['entity F1']:.3f} (entities), {exact['relation F1']:.3f} (relations); "
+        f"labels against MeSH macro F1 {mesh['macro F1']:.3f}"
     )
 
 
 def loops(rows: list) -> str:
-    return "; ".join(
-        f"{row['size']}: {row['whole_ratio']:,.0f} times"
-        + (f" ({row['note']})" if row["note"] else "")
-        for row in rows
-    )
+    """How many times faster than loops, at each size."""
+    parts = []
+    for row in rows:
+        note = f" ({row['note']})" if row["note"] else ""
+        parts.append(f"{row['size']}: {row['whole_ratio']:,.0f} times{note}")
+    return "; ".join(parts)
 
 
 def growth(rows: list) -> str:
-    return "; ".join(
-        f"{row['reports']:,}: {row['reports_per_cpu_s']:,} reports/s, {row['peak_MiB']:,} MiB, time per report {row['time_per_report_to_first']:.2f} of the first"
-        for row in rows
-    )
+    """Rate and memory at each number of reports."""
+    parts = []
+    for row in rows:
+        rate, memory = f"{row['reports_per_cpu_s']:,} reports/s", f"{row['peak_MiB']:,} MiB"
+        relative = f"time per report {row['time_per_report_to_first']:.2f} of the first"
+        parts.append(f"{row['reports']:,}: {rate}, {memory}, {relative}")
+    return "; ".join(parts)
 
 
 def qlora(r: dict) -> str:
-    loss, beat = list(r["loss by step"].values()), r["CE F1 micro of what it has to beat"]
-    score = "{:.2f} [{:.2f}, {:.2f}]".format(*r["intervals"]["ce_f1/micro-14/u0"])
+    """Loss, time and CE F1 of the QLoRA run, and the baselines."""
+    loss, minutes = list(r["loss by step"].values()), r["training seconds"] / 60
+    score = with_interval(r["intervals"][CE_F1], digits=2)
+    beat = r["CE F1 micro of what it has to beat"].items()
     return (
-        f"loss {loss[0]:.2f} to {loss[-1]:.2f} in {r['training seconds'] / 60:.0f} minutes; CE F1 micro {score} on {r['test studies']} studies; "
-        + ", ".join(f"{name} {value:.2f}" for name, value in beat.items())
+        f"loss {loss[0]:.2f} to {loss[-1]:.2f} in {minutes:.0f} minutes; "
+        f"CE F1 micro {score} on {r['test studies']} studies; "
+        + ", ".join(f"{name} {value:.2f}" for name, value in beat)
     )
+
+
+def difference(found: dict) -> str:
+    """A difference from the first row, with its interval and corrected p."""
+    interval = f"[{found['low']:+.3f}, {found['high']:+.3f}]"
+    return f", difference {found['difference']:+.3f} {interval}, p {found['p_holm']:.2f}"
 
 
 def questions(rows: dict) -> str:
-    def row(name: str, v: dict) -> str:
-        more = (
-            ""
-            if "difference" not in v
-            else ", difference {difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p_holm:.2f}".format(
-                **v["difference"]
-            )
-        )
-        seeds = f" ({len(v['seeds'])} seeds)" if len(v["seeds"]) > 1 else ""
-        return "{}{}: CE F1 {:.3f} [{:.3f}, {:.3f}]{}".format(
-            name, seeds, *v["ce_f1/micro-14/u0"], more
-        )
-
-    return "; ".join(row(*item) for item in rows.items())
+    """CE F1 of each variant, and its difference from the first."""
+    parts = []
+    for name, row in rows.items():
+        seeds = f" ({len(row['seeds'])} seeds)" if len(row["seeds"]) > 1 else ""
+        more = difference(row["difference"]) if "difference" in row else ""
+        parts.append(f"{name}{seeds}: CE F1 {with_interval(row[CE_F1])}{more}")
+    return "; ".join(parts)
 
 
 def entities(r: dict) -> str:
-    e = r["entities"]
+    """F1 of the entity model, of the rules, and of the annotator with itself."""
+    found = r["entities"]
+    model, rules = found["test, model"], found["test, rules"]
     return (
-        f"token F1 {e['test, model']['token F1']:.4f}, span F1 {e['test, model']['span F1']:.4f} on {e['sentences']['test']} sentences of reports that were not trained on; "
-        f"the rules {e['test, rules']['token F1']:.4f}, the annotator on copies of a sentence {e['annotator with itself']['token F1']:.3f}"
+        f"token F1 {model['token F1']:.4f}, span F1 {model['span F1']:.4f} "
+        f"on {found['sentences']['test']} sentences of reports that were not trained on; "
+        f"the rules {rules['token F1']:.4f}, the annotator on copies of a sentence "
+        f"{found['annotator with itself']['token F1']:.3f}"
     )
 
 
+#: What was measured, the result file, the function that words it, the command.
 ROWS: tuple[tuple[str, str, Callable, str], ...] = (
     (
         "Knowledge prefix of one study, the paper's sizes, against the reference's procedure",
@@ -128,7 +162,8 @@ ROWS: tuple[tuple[str, str, Callable, str], ...] = (
         "prefix.py",
     ),
     (
-        "Beam search, SmolLM2-135M, 3 beams, 445 prefix tokens, 100 new ones, against computing the input for every beam",
+        "Beam search, SmolLM2-135M, 3 beams, 445 prefix tokens, 100 new ones, "
+        "against computing the input for every beam",
         "beam_search",
         beams,
         "beam_search.py",
@@ -180,7 +215,8 @@ ROWS: tuple[tuple[str, str, Callable, str], ...] = (
         "The same, two models on the first 20 layers of SmolLM2-135M, read in both directions, two threads",
         "extract_smollm2",
         entities,
-        "extract.py --parts entities --recurring --dev 0 --encoder smollm2 --encoder-layers 20 --lr-encoder 1e-4 --epochs 4 --members 2",
+        "extract.py --parts entities --recurring --dev 0 --encoder smollm2 --encoder-layers 20 "
+        "--lr-encoder 1e-4 --epochs 4 --members 2",
     ),
     (
         "Nodes and edges of a graph at multiples of ReXKG's size, against its loops",
@@ -207,9 +243,8 @@ def main() -> None:
     lines = []
     for what, name, text, command in ROWS:
         file = HOME / "results" / f"{name}.json"
-        lines.append(
-            f"| {what} | {text(read_json(file)) if file.exists() else 'not run'} | `{command}` |"
-        )
+        result = text(read_json(file)) if file.exists() else "not run"
+        lines.append(f"| {what} | {result} | `{command}` |")
     with atomic_path(HOME / "README.md") as tmp:
         tmp.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
 

@@ -22,17 +22,22 @@ import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
 
-from r2genkg.vision.classifier import SwinClassifier, build_swin
-from r2genkg.data.study import label_matrix
-from r2genkg.data.study import LABELS
 from r2genkg.core.config import TokensConfig, load_config
-from r2genkg.core.runtime import set_seed
 from r2genkg.core.files import write_json
+from r2genkg.core.runtime import set_seed
 from r2genkg.data.images import ImageCache, to_pixels
-from r2genkg.data.study import load_studies
+from r2genkg.data.study import LABELS, label_matrix, load_studies
 from r2genkg.vision.class_maps import cam_class, token_grid
+from r2genkg.vision.classifier import SwinClassifier, build_swin
 from r2genkg.vision.patches import MAX_PATCHES
 from r2genkg.vision.vision_tokens import extract_tokens
+
+
+def enlarged(patch: np.ndarray, shape: tuple[int, int]) -> torch.Tensor:
+    """A patch at the size of the image (1, H, W), by bicubic interpolation, uint8."""
+    cut = torch.tensor(patch)[None, None].float()
+    large = F.interpolate(cut, size=shape, mode="bicubic", align_corners=False)[:, 0]
+    return large.round().clamp(0, 255).to(torch.uint8)
 
 
 def one_by_one(
@@ -53,26 +58,18 @@ def one_by_one(
                     if means[cell] <= config.threshold:
                         break
                     y, x = int(cell) // side * patch, int(cell) % side * patch
-                    cut = torch.tensor(image[y : y + patch, x : x + patch])[None, None].float()
-                    large = (
-                        F.interpolate(cut, size=image.shape, mode="bicubic", align_corners=False)[
-                            :, 0
-                        ]
-                        .round()
-                        .clamp(0, 255)
-                        .to(torch.uint8)
-                    )
+                    large = enlarged(image[y : y + patch, x : x + patch], image.shape)
                     with torch.no_grad():
                         features.append(classifier.features(to_pixels(large)).mean(1)[0])
                     kept.append((item, LABELS[k], x, y))
     classifier.zero_grad(set_to_none=True)
-    return kept, torch.stack(features) if features else torch.zeros(
-        0, classifier.backbone.num_features
-    )
+    if not features:
+        return kept, torch.zeros(0, classifier.backbone.num_features)
+    return kept, torch.stack(features)
 
 
 def compare(classifier, studies, config, cache) -> dict:
-    """Time both procedures on the same studies (one view each); say whether the patches and the reference features agree."""
+    """Time both procedures on the same studies (one view each), and compare their patches and features."""
     images, positive = cache.read([s.images[0] for s in studies]), label_matrix(studies) == 1
     ours = {"pooled": config, "patch": config.model_copy(update={"features": "patch"})}
     one_by_one(classifier, images[:1], positive[:1], config)  # warm up
@@ -110,7 +107,16 @@ def phantoms(folder: Path, count: int) -> list:
     return write_phantoms(folder / "phantoms", count, 0, 0)
 
 
-def main() -> int:
+def open_classifier(folder: str | None, config) -> SwinClassifier:
+    """The classifier of a folder, or one with random weights."""
+    if folder:
+        return SwinClassifier.load(folder)
+    size = config.studies.image_size
+    return SwinClassifier(build_swin(config.classifier, size), size)
+
+
+def arguments() -> argparse.Namespace:
+    """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--classifier", help="folder of a trained SwinClassifier")
@@ -120,30 +126,23 @@ def main() -> int:
         "--threshold", type=float, default=TokensConfig().threshold, help="mean CAM of a kept patch"
     )
     parser.add_argument("--out", help="write the figures to this JSON file")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = arguments()
     config = load_config("demo")
-    tokens = TokensConfig(
-        method=args.method, threshold=args.threshold, max_per_label=10**6
-    )  # keep every patch found
+    every = 10**6  # keep every patch found
+    tokens = TokensConfig(method=args.method, threshold=args.threshold, max_per_label=every)
     with tempfile.TemporaryDirectory() as folder:
-        studies = (
-            [s for s in load_studies(args.studies) if s.split == "train"]
-            if args.studies
-            else phantoms(Path(folder), args.images)
-        )
+        if args.studies:
+            studies = [s for s in load_studies(args.studies) if s.split == "train"]
+        else:
+            studies = phantoms(Path(folder), args.images)
         set_seed(0)
-        size = config.studies.image_size
-        classifier = (
-            SwinClassifier.load(args.classifier)
-            if args.classifier
-            else SwinClassifier(build_swin(config.classifier, size), size)
-        )
-        result = compare(
-            classifier.eval(),
-            studies[: args.images],
-            tokens,
-            ImageCache(Path(folder) / "cache", classifier.image_size),
-        )
+        classifier = open_classifier(args.classifier, config).eval()
+        cache = ImageCache(Path(folder) / "cache", classifier.image_size)
+        result = compare(classifier, studies[: args.images], tokens, cache)
     result |= {
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),

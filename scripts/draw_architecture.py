@@ -1,7 +1,7 @@
 """Draw the paper's Figure 1 as figures/architecture.svg: every box names its module and the shape of what it gives.
 
     python scripts/draw_architecture.py            # writes the drawing
-    python scripts/draw_architecture.py --check    # exit with 1 if it is out of date, or names a module that is not there
+    python scripts/draw_architecture.py --check    # exit status 1 if it is out of date, or names a missing module
 
 The shapes are those of the paper's model: 224 x 224 pixels, scale 3 with 319 nodes, 6,943 vision tokens, Llama-2-7B.
 """
@@ -129,12 +129,15 @@ ARROWS = [
 ]
 #: Where an arrow goes when it leaves a side.
 OUTWARD = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
-HEAD = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="Helvetica, Arial, sans-serif">
+TITLE = "R2GenKG (paper Figure 1): each box names its module and the shape of what it gives"
+SVG = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
+MARKER = 'refX="9" refY="5" markerWidth="7" markerHeight="7" orient="auto-start-reverse"'
+HEAD = f"""{SVG} font-family="Helvetica, Arial, sans-serif">
 <title>R2GenKG: from reports and an image to a report</title>
-<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" orient="auto-start-reverse">
+<defs><marker id="tip" viewBox="0 0 10 10" {MARKER}>
 <path d="M 0 0 L 10 5 L 0 10 z" fill="#555"/></marker></defs>
 <rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>
-<text x="20" y="32" font-size="17" font-weight="bold">R2GenKG (paper Figure 1): each box names its module and the shape of what it gives</text>"""
+<text x="20" y="32" font-size="17" font-weight="bold">{TITLE}</text>"""
 
 
 def text(x: float, y: float, words: str, size: int, style: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The package as users install it: a wheel and a source archive, installed outside the repository, with all its data inside."""
+"""The package as users install it: wheel and source archive, installed outside the repository, with all data inside."""
 
 import json
 import os
@@ -93,8 +93,10 @@ from r2genkg.training.tables import load_reported, load_tables
 for name in preset_names(): load_config(name)
 for name in grid_names(): load_grid(name)
 for name in ("report", "demo", "token_audit"): page(f"{name}.html.j2")
-assert load_lexicon() and data_sets() and load_tables() and load_reported() and label_reports(["Small left pleural effusion."])["Pleural Effusion"][0] == 1
-print(json.dumps([r2genkg.__file__, r2genkg.__version__, preset_names(), grid_names(), sorted(p.name for p in (files("r2genkg") / "presets" / "accelerate").iterdir())]))
+assert load_lexicon() and data_sets() and load_tables() and load_reported()
+assert label_reports(["Small left pleural effusion."])["Pleural Effusion"][0] == 1
+accelerate = sorted(p.name for p in (files("r2genkg") / "presets" / "accelerate").iterdir())
+print(json.dumps([r2genkg.__file__, r2genkg.__version__, preset_names(), grid_names(), accelerate]))
 """
 
 
@@ -148,7 +150,7 @@ def test_every_version_is_bounded():
 
 
 def _calendar(name: str) -> bool:
-    """Libraries whose major number says nothing of their interface, or that keep old ones working for years: a lower bound is enough."""
+    """A lower bound is enough for libraries that keep old interfaces for years, or whose major number says nothing."""
     return name in ("pillow", "pyarrow", "PyYAML", "nbclient", "setuptools")
 
 
@@ -187,7 +189,7 @@ UNLOCKED = {"setuptools"}
 
 
 def test_lock_acts_from_python_311_on():
-    """The tested set is of 3.11; older interpreters, for which some of its versions do not exist, resolve within the bounds instead."""
+    """The lock was tested with 3.11. Older interpreters lack some of its versions and resolve within the bounds."""
     for r in lock().values():
         assert [
             r.marker.evaluate({"python_version": v, "python_full_version": f"{v}.0"})
@@ -195,17 +197,17 @@ def test_lock_acts_from_python_311_on():
         ] == [False, True, True], r
 
 
-def test_dependencies_are_told_in_contributing():
+def test_dependencies_are_listed_in_contributing():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     table = text.partition("## Dependencies")[2].partition("\n## ")[0].lower()
-    untold = [
+    unlisted = [
         r.name
         for key in CONFIG
         if key == "requirements" or key.endswith("_requirements")
         for r in requirements(key)
         if not re.search(rf"(?<![\w-]){re.escape(r.name.lower())}(?![\w-])", table)
     ]
-    assert not untold, untold
+    assert not unlisted, unlisted
 
 
 def test_changelog_has_this_version():

@@ -164,7 +164,7 @@ class ModelConfig(Section):
     align_weight: float = Field(
         0.0, ge=0
     )  # weight of a loss: queries near the nodes of their label
-    query_labels: float = Field(0.0, ge=0)  # weight of a loss: query i tells label i
+    query_labels: float = Field(0.0, ge=0)  # weight of a loss: query i predicts label i
     retrieval_labels: float = Field(0.0, ge=0)  # weight of a loss: retrieve tokens of true labels
 
     @model_validator(mode="after")

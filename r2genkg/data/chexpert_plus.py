@@ -139,7 +139,7 @@ BESIDE = ("chexbert_labels/findings_fixed.json", PROJECTIONS)
 _NEEDED = ("path_to_image", "deid_patient_id", "section_findings")
 _OPTIONAL = ("section_impression", "frontal_lateral", "split")
 
-
+# %% ../../nbs/01_data/09_chexpert_plus.ipynb #rows-by-study
 def _rows_by_study(path: Path, report: ReadReport) -> list[list[tuple]]:
     "The rows (where, row) of each study of the table, without repeated ones."
     studies: dict[str, list[tuple]] = {}

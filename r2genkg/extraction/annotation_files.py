@@ -26,7 +26,7 @@ def _sentence_row(sentence: SentenceAnnotation) -> dict[str, Any]:
         "relations": relations,
     }
 
-
+# %% ../../nbs/04_extraction/00_annotation_files.ipynb #annotation-line
 def annotation_line(id: str, sentences: Sequence[SentenceAnnotation]) -> str:
     "One report as a line of JSON, newline included."
     row = {"id": id, "sentences": [_sentence_row(s) for s in sentences]}

@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS reports(n INTEGER PRIMARY KEY, id TEXT, members TEXT)
 CREATE TABLE IF NOT EXISTS work(n INTEGER PRIMARY KEY, sentence INTEGER);
 CREATE TABLE IF NOT EXISTS answers(sentence INTEGER PRIMARY KEY, row TEXT);"""
 
-
+# %% ../../nbs/04_extraction/20_corpus.ipynb #corpusstate
 class _CorpusState:
     "A corpus while it is read. Raises `R2GenKGError` for the file of another run."
 
@@ -161,7 +161,7 @@ def _report_lines(state: _CorpusState) -> Iterator[str]:
         name = json.dumps(id, ensure_ascii=False)
         yield f'{{"id":{name},"sentences":[{",".join(rows)}]}}\n'
 
-
+# %% ../../nbs/04_extraction/20_corpus.ipynb #write-output
 def _write_output(state: _CorpusState, out: Path) -> dict[str, Any]:
     "Write the file; gives counts."
     reports = state.count("reports")
@@ -190,7 +190,7 @@ def _three_steps(
     state.path.unlink()
     return done
 
-
+# %% ../../nbs/04_extraction/20_corpus.ipynb #extract-piece
 def _extract(
     reports: Iterable[tuple[str, str]], key: str, out: Path, batch_size: int, run: _Run
 ) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def _place_in_term(word: int, start: int, end: int) -> int:
         return _FIRST
     return _LAST if word == end else _INSIDE
 
-
+# %% ../../nbs/04_extraction/17_entity_model.ipynb #lexicon-hints
 def _lexicon_hints(tokens: Sequence[str]) -> list[int]:
     "Per word the number of its reading by the rules, 0 for none."
     hints = [0] * len(tokens)
@@ -134,7 +134,7 @@ def word_inputs(tokens: Sequence[str], pieces: WordPieces, lexicon: bool = True)
     hints = _lexicon_hints(tokens) if lexicon else [0] * len(tokens)
     return {"input_ids": ids, "firsts": firsts, "hints": hints}
 
-
+# %% ../../nbs/04_extraction/17_entity_model.ipynb #entity-example
 def _entity_example(
     sentence: SentenceAnnotation, pieces: WordPieces, max_width: int, lexicon: bool = True
 ) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _answer_model(call: str, **item: Any) -> type[BaseModel]:
     sentence = create_model(f"{call}_sentence", __base__=_Strict, number=(int, ...), **listed)
     return create_model(f"{call}_answer", __base__=_Strict, sentences=(list[sentence], ...))
 
-
+# %% ../../nbs/04_extraction/04_llm_prompts.ipynb #answer-models
 #: The shape of an answer to each of the two calls.
 ANSWER_MODELS = {
     "entities": _answer_model("entities", text=str, type=Literal[ASKED_TYPES]),

@@ -101,7 +101,7 @@ _AGREEMENTS = (
     ),
 )
 
-
+# %% ../../nbs/04_extraction/06_llm_settings.ipynb #agreement-note
 def _agreement_note(sources: Sequence[str]) -> str:
     "What a refusal adds if a source belongs to a data set with a use agreement."
     text = "\n".join(sources)

@@ -39,7 +39,7 @@ _SYNONYMS = {
 }
 _REMOVED = re.compile(r"\b(?:removed|removal)\b", re.I)
 
-
+# %% ../../nbs/04_extraction/01_repair.ipynb #closest-type
 def _closest_type(key: str) -> str:
     "The declared type nearest to `key`, or `devices`; empty if none is near."
     if key in REXKG_TYPES:
@@ -76,7 +76,7 @@ def _flatten_terms(answer: Mapping[str, Any], counts: Counter) -> Iterator[tuple
         else:
             yield str(term), kind
 
-
+# %% ../../nbs/04_extraction/01_repair.ipynb #occurrences
 def _occurrences(term: Sequence[str], tokens: Sequence[str]) -> list[range]:
     "All places of the lower-cased token sequence `term` in `tokens`, as ranges of token numbers."
     if not term:
@@ -103,7 +103,7 @@ def _checked_type(kind: Any, term: Sequence[str], sentence: str, counts: Counter
         return "concept"
     return fixed
 
-
+# %% ../../nbs/04_extraction/01_repair.ipynb #entity
 def _entity(place: range, kind: str) -> Entity:
     "An entity from its tokens and its repaired type."
     hedged = kind == HEDGED
@@ -120,7 +120,7 @@ def _kinds_by_term(answer: Iterable[tuple[str, Any]]) -> list[tuple[tuple[str, .
         listed.setdefault(term, []).append(kind)
     return sorted(listed.items(), key=lambda pair: -len(pair[0]))
 
-
+# %% ../../nbs/04_extraction/01_repair.ipynb #count-unplaced
 def _count_unplaced(listed: int, places: int, counts: Counter) -> None:
     if listed <= places:
         return
@@ -165,7 +165,7 @@ _RELATION_NAMES = {
     "suggestive": "suggestive_of",
 } | {r: r for r in RELATION_TYPES}
 
-
+# %% ../../nbs/04_extraction/01_repair.ipynb #known-relation
 def known_relation(name: Any) -> str:
     "One of `RELATION_TYPES` for a relation as a model wrote it; empty if none is meant."
     key = re.sub(r"[^a-z]+", "_", str(name).lower()).strip("_")
@@ -181,7 +181,7 @@ _END_NAMES = (
     ("source", "target"),
 )
 
-
+# %% ../../nbs/04_extraction/01_repair.ipynb #relation-ends
 def _relation_ends(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
     "Source, target and type (empty if unknown) of one relation answer in either form; None if it has neither."
     kind = known_relation(row.get("relation", row.get("type", "")))

@@ -57,7 +57,7 @@ def _answered(row: _Row, counts: Counter) -> SentenceAnnotation:
     relations = relations if isinstance(relations, list) else []
     return answered_sentence(sentence, answer, relations, counts)
 
-
+# %% ../../nbs/04_extraction/03_replay.ipynb #rexkg-reports
 def _rexkg_reports(path: str | Path) -> Iterator[tuple[str, str, list[_Row] | None]]:
     "(report id, text, rows) of either of ReXKG's files."
     tree = read_json(path)

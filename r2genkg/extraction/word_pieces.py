@@ -82,7 +82,7 @@ def _window(sentence: SentenceAnnotation, start: int, end: int) -> SentenceAnnot
     tokens = sentence.tokens[start:end]
     return SentenceAnnotation(" ".join(tokens), tokens, tuple(entities), tuple(relations))
 
-
+# %% ../../nbs/04_extraction/15_word_pieces.ipynb #cut-windows
 def cut_windows(sentence: SentenceAnnotation, pieces: WordPieces) -> list[SentenceAnnotation]:
     "The sentence in parts that fit the encoder, each with its own entities and relations."
     cuts = pieces.windows(sentence.tokens)

@@ -61,7 +61,7 @@ def _with_keys_of(match: dict[str, str], b: M3KG) -> pd.DataFrame:
     source, target = (evidence[end].map(ends) for end in ("source", "target"))
     return evidence.assign(source=source, target=target)
 
-
+# %% ../../nbs/05_kg/09_compare.ipynb #subgraph-coverage
 def _subgraph_coverage(a: pd.DataFrame, b: pd.DataFrame, disorders: Iterable[str]) -> float:
     "Mean share of B's typed neighbours of the disorders that A has, too."
     mine, theirs = _neighbours(a), _neighbours(b)
@@ -72,7 +72,7 @@ def _subgraph_coverage(a: pd.DataFrame, b: pd.DataFrame, disorders: Iterable[str
             shares.append(len(mine.get(key, set()) & around) / len(around))
     return float(np.mean(shares)) if shares else 0.0
 
-
+# %% ../../nbs/05_kg/09_compare.ipynb #coverage-piece
 def _coverage(a: M3KG, b: M3KG) -> dict[str, float]:
     "How much of B is in A: node mass, edge mass, and typed neighbours of the disorders that both have."
     match = _match(a, b)

@@ -47,7 +47,7 @@ def _ends_by_name(rows: pd.DataFrame) -> pd.DataFrame:
     table = pd.concat(ends).groupby(["key", "name"], sort=False).n.sum().reset_index()
     return table.sort_values("n", ascending=False, kind="stable")
 
-
+# %% ../../nbs/05_kg/07_exchange.ipynb #import-m3kg-piece
 def import_m3kg(
     relations_csv: str | Path,  # the columns of `named_triples`
     aliases_json: str | Path | None = None,  # alias -> type; without it types are unknown
@@ -102,7 +102,7 @@ def _rows(table: pd.DataFrame) -> Iterable[Any]:
     "Rows as named tuples; `count` is called `total` and `name` is called `label`."
     return table.rename(columns={"name": "label", "count": "total"}).itertuples()
 
-
+# %% ../../nbs/05_kg/07_exchange.ipynb #write-rexkg
 def _write_rexkg(graph: M3KG, out: Path) -> None:
     "A folder with `kg_nodes.json` and `kg_relations.csv` in ReXKG's form."
     ends = pd.concat([graph.nodes, graph.subgraphs]).drop_duplicates("key")
@@ -269,7 +269,7 @@ def _write_turtle(graph: M3KG, out: Path) -> None:
                 f"r:s{i} r:source {a} ; r:relation r:{t.type} ; r:target {b} ; {_turtle_counts(t)}"
             )
 
-
+# %% ../../nbs/05_kg/07_exchange.ipynb #turtle-counts
 def _turtle_counts(row: Any) -> str:
     "The counts of a node or a triple."
     return f"r:count {row.total} ; r:absent {row.absent} ; r:uncertain {row.uncertain} .\n"
@@ -295,7 +295,7 @@ WRITERS = {
     "rexkg": _write_rexkg,
 }
 
-
+# %% ../../nbs/05_kg/07_exchange.ipynb #export-graph-piece
 def export_graph(
     graph: M3KG,
     format: str,  # one of WRITERS

@@ -87,7 +87,7 @@ SEED_WORDS = {
     "No Finding": "clear",
 }
 
-
+# %% ../../nbs/05_kg/10_label_nodes.ipynb #findings-covered
 def findings_covered(
     names: Iterable[Sequence[str]],  # the aliases of each node
 ) -> list[str]:

@@ -256,7 +256,7 @@ def _check_inputs(
     if c.use_retrieval and (bank is None or bank.ndim != 2 or len(bank) == 0):
         raise R2GenKGError(
             "model.use_retrieval needs a bank of vision tokens (M, D): "
-            "make one (nbs/06_vision/01_vision_tokens) or set model.use_retrieval=false"
+            "make one (nbs/06_vision/05_vision_tokens) or set model.use_retrieval=false"
         )
 
 # %% ../../nbs/07_model/09_fusion.ipynb #encoded-scales

@@ -38,7 +38,7 @@ def heart_field(canvas: Canvas) -> np.ndarray:
     atrium = _ellipse(canvas, right, (0.15 * h, 0.25 * h), tilt=0.0, edge=0.25)
     return np.maximum(ventricle, atrium)
 
-
+# %% ../../nbs/02_phantom/04_chest.ipynb #mediastinum-field
 def mediastinum_field(canvas: Canvas) -> np.ndarray:
     "Vessels and soft tissue of the midline: a band with the aortic knob, wider towards the heart."
     m = canvas.patient.mediastinum
@@ -99,7 +99,7 @@ def _anterior_ribs(canvas: Canvas, a: np.ndarray) -> np.ndarray:
     beside_middle = soft(a - 0.34, 0.08)
     return band * beside_middle * soft(canvas.v + 0.55, 0.1)
 
-
+# %% ../../nbs/02_phantom/04_chest.ipynb #clavicles
 def _clavicles(canvas: Canvas, a: np.ndarray) -> np.ndarray:
     wave = 0.035 * np.sin(7 * a - 1)
     line = -0.58 - 0.20 * a + wave

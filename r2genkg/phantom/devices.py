@@ -62,7 +62,7 @@ def _nasogastric_tube(m: int, j: np.ndarray) -> list[_Stroke]:
     tip = (0.42 + j[4], 0.64)
     return [(_curve(throat, chest, diaphragm, stomach, tip), 2.5)]
 
-
+# %% ../../nbs/02_phantom/05_devices.ipynb #central-line
 def _central_line(m: int, j: np.ndarray) -> list[_Stroke]:
     from_neck = (m * (0.16 + j[0]), -1.1)
     from_arm = (m * 0.95, -0.62 + j[0])
@@ -102,7 +102,7 @@ def _pacemaker(m: int, j: np.ndarray) -> list[_Stroke]:
     ]
     return [(box, 0), (_curve(*ventricle), 2.0), (_curve(*atrium), 2.0)]
 
-
+# %% ../../nbs/02_phantom/05_devices.ipynb #sternal-wires
 def _sternal_wires(m: int, j: np.ndarray) -> list[_Stroke]:
     t = np.linspace(0, 2 * np.pi, 9)
     heights = np.linspace(-0.42, 0.28, 5) + j[:5] / 2
@@ -119,7 +119,7 @@ _STROKES: dict[str, Callable[[int, np.ndarray], list[_Stroke]]] = {
     "sternal wires": _sternal_wires,
 }
 
-
+# %% ../../nbs/02_phantom/05_devices.ipynb #draw-device
 def draw_device(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "How much of each pixel (H, W) a device covers, 0 to 1. Raises `R2GenKGError` for an unknown kind."
     if finding.kind not in _STROKES:

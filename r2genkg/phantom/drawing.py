@@ -67,7 +67,7 @@ def _raised_dome(finding: Finding, grade: float, dome: tuple[float, float]) -> t
     rise = (0.08 + 0.10 * grade) * (1 if finding.certainty == "present" else 0.5)
     return (right, left - rise) if finding.side == "left" else (right - rise, left)
 
-
+# %% ../../nbs/02_phantom/06_drawing.ipynb #changed-patient
 def _changed_patient(patient: Patient, finding: Finding, rng: np.random.Generator) -> Patient:
     "The patient with a finding of shape."
     grade, sure = _grade(finding, rng), finding.certainty == "present"
@@ -96,7 +96,7 @@ def _fracture_mask(canvas: Canvas) -> np.ndarray:
         mask |= np.square(across) + np.square(along) < 1
     return mask
 
-
+# %% ../../nbs/02_phantom/06_drawing.ipynb #shape-mask
 def _shape_mask(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "Where a finding of shape shows; it is already drawn."
     if finding.label == "Cardiomegaly":
@@ -153,7 +153,7 @@ def _lobe_limits(zone: str, g: float) -> tuple[float, float]:
     }
     return limits[zone]
 
-
+# %% ../../nbs/02_phantom/06_drawing.ipynb #consolidation-piece
 def _consolidation(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "Dense lobe with a sharp fissure and dark air bronchograms."
     g = _grade(finding, rng)
@@ -210,7 +210,7 @@ def _septal_lines(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
         * canvas.lungs
     )
 
-
+# %% ../../nbs/02_phantom/06_drawing.ipynb #edema-piece
 def _edema(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "Perihilar haze on both sides, thick vessels, short septal lines at the bases."
     g = _grade(finding, rng)
@@ -265,7 +265,7 @@ def _plate(
     before_end = soft(end - a, 0.03)
     return band * behind_start * before_end * canvas.lung[side]
 
-
+# %% ../../nbs/02_phantom/06_drawing.ipynb #atelectasis-piece
 def _atelectasis(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "One to three plate-like bands; the diaphragm of that side is raised."
     g = _grade(finding, rng)
@@ -317,7 +317,7 @@ def _fluid(canvas: Canvas, side: str, g: float, rng: np.random.Generator) -> np.
     space = inside_wall * soft(above_dome, 0.06)
     return space * soft(canvas.v - level, 0.035)
 
-
+# %% ../../nbs/02_phantom/06_drawing.ipynb #effusion-piece
 def _effusion(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     "Fluid from the costophrenic angle upwards, its level rising to the wall."
     g = _grade(finding, rng)

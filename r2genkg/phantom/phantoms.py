@@ -121,7 +121,7 @@ def _map_jobs(work: Callable, jobs: Sequence, label: str) -> Iterator:
     with ProcessPoolExecutor(cores) as pool:
         yield from progress(pool.map(work, jobs, chunksize=chunk), label, len(jobs))
 
-
+# %% ../../nbs/02_phantom/07_phantoms.ipynb #split-jobs
 def _split_jobs(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     "(split, index) of each phantom."
     return [(split, _FIRST_INDEX[split] + k) for split, n in counts.items() for k in range(n)]

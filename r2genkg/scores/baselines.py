@@ -99,7 +99,7 @@ def nearest_reports(
         found += [reports[i] for i in nearest]
     return found
 
-
+# %% ../../nbs/08_scores/04_baselines.ipynb #unit-rows
 def _unit_rows(rows: np.ndarray) -> np.ndarray:
     "Rows of length 1; a row of zeros stays."
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -155,7 +155,7 @@ def _example_stats(counts: np.ndarray, zero: float) -> dict[str, StudyStats]:
 
     return {name: StudyStats(values, partial(mean, i=i)) for i, name in enumerate(_VALUES)}
 
-
+# %% ../../nbs/08_scores/01_clinical_efficacy.ipynb #corpus-stats
 def _corpus_stats(flat: np.ndarray, average: str, zero: float) -> dict[str, StudyStats]:
     "Precision, recall and F1 of counts (S, 3 L) that are summed over studies first."
 
@@ -242,7 +242,7 @@ class _CEPreset:
             names += [f"ce_{value}/{name}" for value in self.values]
         return names
 
-
+# %% ../../nbs/08_scores/01_clinical_efficacy.ipynb #ce-presets
 #: Name of a project -> what its CE numbers are.
 CE_PRESETS = {
     "r2genkg": _CEPreset(("macro",), (0,)),

@@ -156,7 +156,7 @@ def _ratio_of(sums: np.ndarray, top: list[int], bottom: list[int]) -> np.ndarray
     "The sum of some counts by the sum of others; `sums` is (..., C)."
     return ratio(sums[..., top].sum(-1), sums[..., bottom].sum(-1))
 
-
+# %% ../../nbs/08_scores/03_graph_scores.ipynb #graph-score-stats
 def graph_score_stats(
     refs: Sequence[Sequence[SentenceAnnotation]],  # annotated references
     hypos: Sequence[Sequence[SentenceAnnotation]],  # annotated generated reports

@@ -63,7 +63,7 @@ def _cut_by_words(refs: Sequence[str], cleaning: str, corpus: Iterable[str]) -> 
         cut.append(" ".join(words))
     return cut
 
-
+# %% ../../nbs/08_scores/02_nlg.ipynb #cut-by-subwords
 def _cut_by_subwords(refs: Sequence[str], cleaning: str, tokenizer: Any) -> list[str]:
     "References as R2GenGPT's loader cuts them."
     if tokenizer is None:
@@ -231,7 +231,7 @@ def _meteor_of(sums: np.ndarray) -> np.ndarray:
     p, r = np.moveaxis(ratio(hits, words), -1, 0)
     return ratio(p * r, 0.85 * p + 0.15 * r) * (1 - 0.6 * ratio(chunks, matched) ** 0.2)
 
-
+# %% ../../nbs/08_scores/02_nlg.ipynb #meteor-stats
 def _meteor_stats(stats: np.ndarray) -> StudyStats:
     "METEOR's statistics in the form that resampling needs."
     whole = (stats[:, 20] == 1) & (stats[:, 0] == stats[:, 21]) & (stats[:, 1] == stats[:, 22])
@@ -249,7 +249,7 @@ def bleu_of(
     lengths = (sums[..., 0] + 1e-15) / (sums[..., 1] + 1e-9)
     return shares.prod(axis=-1) ** (1 / n) * np.exp(np.minimum(0, 1 - 1 / lengths))
 
-
+# %% ../../nbs/08_scores/02_nlg.ipynb #bleu-stats
 def _bleu_stats(refs: Sequence[str], hypos: Sequence[str]) -> tuple[list[float], np.ndarray]:
     "pycocoevalcap's corpus BLEU-1..4, and the numbers per study (S, 10)."
     scorer = BleuScorer(n=4)

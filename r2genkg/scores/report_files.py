@@ -34,7 +34,7 @@ def _rows(path: Path) -> list[tuple[int, Any]]:
     except (ValueError, RecursionError) as e:
         raise R2GenKGError(f"{path}: not JSON lines ({str(e)[:80]})") from None
 
-
+# %% ../../nbs/08_scores/06_report_files.ipynb #read-column-piece
 def _read_column(path: Path, column: str) -> dict[str, Any]:
     "One column of predictions.jsonl by id."
     found: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def _check_paired(
                 f"{min(missing)!r}; score the same studies on both sides"
             )
 
-
+# %% ../../nbs/08_scores/06_report_files.ipynb #read-label-rows
 def _read_label_rows(path: str | Path) -> pd.DataFrame:
     "Labels by id as text; equal copies of a row, which `read_labels` lets pass, count once."
     from r2genkg.text.label_files import read_labels

@@ -21,7 +21,7 @@ def _weighted_sums(stat: StudyStats, weights: np.ndarray, base: StudyStats | Non
         return weights @ stat.values
     return base.values.sum(axis=0) + weights @ (stat.values - base.values)
 
-
+# %% ../../nbs/08_scores/07_significance.ipynb #weighted-scores
 def _weighted_scores(
     stats: Mapping[str, StudyStats],
     weights: np.ndarray,  # (R, S)
@@ -50,7 +50,7 @@ def _seeds(run: ScoredRuns) -> list[Mapping[str, StudyStats]]:
         raise R2GenKGError("significance: a run without scores")
     return runs
 
-
+# %% ../../nbs/08_scores/07_significance.ipynb #count
 def _count(runs: Sequence[Mapping[str, StudyStats]], keys: Sequence[str]) -> int:
     "Number of studies. Raises `R2GenKGError` if the runs do not score the same ones, or lack a score."
     if not keys:
@@ -99,7 +99,7 @@ def _resampled_scores(
         parts.append(np.mean(scores, axis=0))
     return np.concatenate(parts, axis=1)
 
-
+# %% ../../nbs/08_scores/07_significance.ipynb #totals
 def _totals(runs: Sequence[Mapping[str, StudyStats]], keys: Sequence[str]) -> np.ndarray:
     "Scores of all studies, the mean over the runs."
     return np.array([np.mean([stats[key].total() for stats in runs]) for key in keys])

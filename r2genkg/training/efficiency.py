@@ -98,7 +98,7 @@ def _training_step(model: R2GenKG) -> Callable[[], None]:
 
     return step
 
-
+# %% ../../nbs/09_training/13_efficiency.ipynb #seconds
 def _seconds(step: Callable[[], None]) -> float:
     "Seconds of one call."
     start = time.perf_counter()

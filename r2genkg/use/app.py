@@ -46,7 +46,7 @@ def _shown_name(path: Path) -> str:
     whole = path.resolve()
     return whole.parent.name if whole.name == "run" else whole.name
 
-
+# %% ../../nbs/10_use/08_app.ipynb #runs-piece
 class Runs:
     "Runs by name; each is loaded when it is first used, and stays loaded."
 
@@ -114,7 +114,7 @@ _SILENT = {
     "DO_NOT_TRACK": "1",
 }
 
-
+# %% ../../nbs/10_use/08_app.ipynb #load-gradio
 def load_gradio() -> Any:
     "Gradio, without its analytics. Raises `R2GenKGError` where it is not installed."
     os.environ.update(_SILENT)
@@ -135,7 +135,7 @@ def _node_slider(gr: Any, runs: Runs, name: str, **options: Any) -> Any:  # grad
     shown = {"label": "graph nodes", "visible": most > 1, "interactive": True}
     return gr.Slider(1, max(most, 2), trained or 2, step=1, **shown, **options)
 
-
+# %% ../../nbs/10_use/08_app.ipynb #run-choice
 def _run_choice(gr: Any, runs: Runs, side: str, names: list[str], chosen: str) -> list[Any]:
     "A column's two inputs: which run, and how many of its nodes."
     run = gr.Dropdown(names, value=chosen, label=f"run {side}", elem_id=f"run-{side}")
@@ -147,7 +147,7 @@ def _run_choice(gr: Any, runs: Runs, side: str, names: list[str], chosen: str) -
     run.change(changed, run, count, api_visibility="private")
     return [run, count]
 
-
+# %% ../../nbs/10_use/08_app.ipynb #warning
 #: What stands above everything.
 WARNING = (
     "**Research software, not for clinical use.** Not a medical device. "
@@ -207,7 +207,7 @@ _OFF = {
     "mcp_server": False,
 }
 
-
+# %% ../../nbs/10_use/08_app.ipynb #serve-piece
 def serve(
     folders: Sequence[str | Path],  # runs, or pipelines' folders
     host: str = "127.0.0.1",  # this machine only

@@ -84,7 +84,7 @@ _AnyChecksum = Annotated[
     typer.Option("--any-checksum", help="Accept archives with another hash than the known one."),
 ]
 
-
+# %% ../../nbs/10_use/13_data_commands.ipynb #data-download
 @data.command("download")
 def data_download(
     name: _Fetched,
@@ -100,7 +100,7 @@ R2Gen's splits. A cut download goes on."""
 
     if name != "iu-xray":
         where = data_set(name).where
-        raise R2GenKGError(f"{name}: not to be had without an account; get it from {where}")
+        raise R2GenKGError(f"{name}: needs an account; get it from {where}")
     show(download_iu_xray(out, base, any_checksum), as_json)
 
 # %% ../../nbs/10_use/13_data_commands.ipynb #annotate-options
@@ -206,7 +206,7 @@ paying twice."""
     settings = _llm_options(spec, (price_input, price_output), **options)
     show(annotate_file_with_llm(studies, out, settings, section, sample, dry_run, partial), as_json)
 
-
+# %% ../../nbs/10_use/13_data_commands.ipynb #as-option
 def _as_option(name: str) -> str:
     "A parameter's name as it is written on the command line."
     return f"--{name.replace('_', '-')}"

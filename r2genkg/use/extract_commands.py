@@ -143,7 +143,7 @@ RayWorkers = Annotated[
 ]
 GpusPerWorker = Annotated[float, typer.Option(help="With --ray.")]
 
-
+# %% ../../nbs/10_use/14_extract_commands.ipynb #extract-run
 @extract.command("run")
 def extract_run(
     model: ModelFolder,

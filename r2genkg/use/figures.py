@@ -43,7 +43,7 @@ def _present(study: Study) -> list[str]:
     labels = study.labels or {}
     return [k for k in LABELS if labels.get(k) == 1]
 
-
+# %% ../../nbs/10_use/05_figures.ipynb #find-study-piece
 def find_study(
     studies: Sequence[Study],
     id: str = "",  # empty: the test study with the most findings
@@ -281,7 +281,7 @@ def _label_probabilities(run: Run) -> tuple[np.ndarray, np.ndarray]:
         parts.append(logits.sigmoid().cpu().numpy())
     return np.concatenate(parts), label_matrix(studies)
 
-
+# %% ../../nbs/10_use/05_figures.ipynb #calibration
 def _calibration(run: Run, folder: str | Path) -> Path:
     "Calibration of a run's classifier."
     p, y = _label_probabilities(run)

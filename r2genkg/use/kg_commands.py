@@ -56,7 +56,7 @@ def kg_stats(folder: _GraphFolder, as_json: AsJson = False) -> None:
 
     show(M3KG.load(folder).stats(), as_json)
 
-
+# %% ../../nbs/10_use/12_kg_commands.ipynb #othergraph
 _OtherGraph = Annotated[
     Path,
     typer.Argument(
@@ -84,7 +84,7 @@ _Annotations = Annotated[
     Optional[Path],
     typer.Option(
         help="annotations.jsonl of `annotate` or `extract run`; "
-        "--studies beside it tells the splits of its reports."
+        "--studies beside it gives the splits of its reports."
     ),
 ]
 _Annotator = Annotated[
@@ -128,12 +128,12 @@ def _check_build(
         why = "is for reports that are not annotated yet, not for --annotations"
         _refuse(ctx, ("annotator", "section"), why)
     if annotations and not studies:
-        why = "asks for --studies beside --annotations, which tell the split of each report"
+        why = "needs --studies beside --annotations, to know the split of each report"
         _refuse(ctx, ("split",), why)
     if not merge:
         _refuse(ctx, ("embedder",), "is for --merge-threshold")
 
-
+# %% ../../nbs/10_use/12_kg_commands.ipynb #embed
 def _embed(embedder: str) -> Any:
     "What turns names into vectors; imported for this alone, since torch takes seconds."
     from functools import partial
@@ -190,7 +190,7 @@ _EdgeAnnotations = Annotated[
     typer.Option(help="annotations.jsonl of the graph's reports: edges show their sentences."),
 ]
 
-
+# %% ../../nbs/10_use/12_kg_commands.ipynb #kg-view-page
 @kg.command("view")
 def kg_view_page(
     folder: _GraphFolder,
@@ -232,7 +232,7 @@ _Every = Annotated[
     ),
 ]
 
-
+# %% ../../nbs/10_use/12_kg_commands.ipynb #kg-trace
 @kg.command("trace")
 def kg_trace(
     ctx: typer.Context,
@@ -323,7 +323,7 @@ _Mrsty = Annotated[
     typer.Option(help="MRSTY.RRF of UMLS; without it no name is refused for its semantic type."),
 ]
 
-
+# %% ../../nbs/10_use/12_kg_commands.ipynb #kg-linker-table-piece
 @kg.command("linker-table")
 def kg_linker_table(
     mrconso: _Mrconso, out: _LinkerOut, mrsty: _Mrsty = None, as_json: AsJson = False

@@ -51,7 +51,7 @@ _STYLE: Any = {
     "svg.fonttype": "none",
 }
 
-
+# %% ../../nbs/10_use/00_plots.ipynb #new-figure
 def new_figure(
     width: float,  # inches
     height: float,
@@ -166,7 +166,7 @@ _MARKERS = {
     "size": "p",
 }
 
-
+# %% ../../nbs/10_use/00_plots.ipynb #draw-edges
 def _draw_edges(ax: Axes, graph: nx.MultiDiGraph, place: Mapping) -> None:
     "Edges by relation."
     for kind in RELATION_TYPES:
@@ -230,7 +230,7 @@ def _inner(triples: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     known = triples.source.isin(keys) & triples.target.isin(keys)
     return triples[known & (triples.source != triples.target)]
 
-
+# %% ../../nbs/10_use/00_plots.ipynb #plot-graph-piece
 def plot_graph(
     nodes: pd.DataFrame,  # columns key, name, entity_type, count
     triples: pd.DataFrame,  # columns source, target, type, count
@@ -309,7 +309,7 @@ def _frame(ax: Axes, box: Box, colour: str, width: float) -> None:
         Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width)
     )
 
-
+# %% ../../nbs/10_use/00_plots.ipynb #plot-cams
 def plot_cams(
     image: np.ndarray,  # (H, W) uint8
     cams: Mapping[str, np.ndarray],  # label -> (H, W) in 0..1
@@ -341,7 +341,7 @@ def _row_title(ax: Axes, title: str) -> None:
     "The title of a row of pictures, left of its first one."
     ax.set_ylabel(textwrap.fill(title, 12), rotation=0, ha="right", va="center", fontsize=7)
 
-
+# %% ../../nbs/10_use/00_plots.ipynb #plot-patches
 def plot_patches(
     rows: Mapping[str, Sequence[np.ndarray]],  # row title -> patches (h, w) uint8
     captions: Mapping[str, Sequence[str]] = {},  # the same shape: one short line under each patch
@@ -371,7 +371,7 @@ def _zoom(ax: Axes, box: Box, shape: tuple[int, ...], zoom: int) -> None:
     ax.set_xlim(left, left + zoom)
     ax.set_ylim(top + zoom, top)
 
-
+# %% ../../nbs/10_use/00_plots.ipynb #plot-sources
 def plot_sources(
     rows: Mapping[
         str, Sequence[tuple[np.ndarray, Box, str]]
@@ -458,7 +458,7 @@ def _write_numbers(ax: Axes, values: np.ndarray) -> None:
         colour = "white" if dark else "black"
         ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
 
-
+# %% ../../nbs/10_use/00_plots.ipynb #plot-attribution
 def plot_attribution(
     share: pd.DataFrame,  # a row per sentence, a column per group
     even: pd.DataFrame,  # the same for an even spread

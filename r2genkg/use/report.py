@@ -113,7 +113,7 @@ def _node_aliases(run: Run) -> dict[str, list[str]]:
         row.name: list(row.aliases) for row in nodes[["name", "aliases"]].itertuples(index=False)
     }
 
-
+# %% ../../nbs/10_use/04_report.ipynb #token-images
 def _token_images(run: Run, table: pd.DataFrame) -> list[str]:
     "The image file of each token of the bank; empty where the bank is no longer beside the run, or is another one."
     try:
@@ -144,7 +144,7 @@ def _probabilities(classifier: Any, pixels: torch.Tensor) -> list[tuple[str, flo
     mean = classifier(pixels).sigmoid().mean(0).tolist()
     return sorted(zip(LABELS, mean), key=lambda pair: -pair[1])
 
-
+# %% ../../nbs/10_use/04_report.ipynb #explain-piece
 @torch.no_grad()
 def explain(
     model: R2GenKG,
@@ -181,7 +181,7 @@ class BankToken:
     box: tuple[int, int, int, int]
     picture: np.ndarray | None = None  # (64, 64) uint8
 
-
+# %% ../../nbs/10_use/04_report.ipynb #explainedreport
 @dataclass(frozen=True)
 class ExplainedReport:
     "A generated report with the image and the attention maps it came with."
@@ -208,7 +208,7 @@ def _bank_token(row: Any, image: str, size: int) -> BankToken:
             pass  # the image was moved or damaged since
     return BankToken(row.study, row.label, box, picture)
 
-
+# %% ../../nbs/10_use/04_report.ipynb #kept-nodes
 @contextmanager
 def _kept_nodes(model: R2GenKG, nodes: int | None) -> Iterator[None]:
     "Inside the block only so many nodes per image go to the language model; None changes nothing."

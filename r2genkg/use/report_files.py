@@ -33,7 +33,7 @@ def _files_below(folder: Path) -> tuple[list[Path], list[str]]:
         files += [Path(root, name) for name in names]
     return sorted(files), skipped
 
-
+# %% ../../nbs/10_use/07_report_files.ipynb #images-below
 def _images_below(folder: Path) -> tuple[list[Path], list[str]]:
     "Files below a folder that are images, and why others were passed over."
     files, skipped = _files_below(folder)
@@ -90,7 +90,7 @@ def _one_by_one(
     for name, file in progress(images.items(), "reporting", len(images)):
         yield reporter(read_image(file), name, sentences=sentences)
 
-
+# %% ../../nbs/10_use/07_report_files.ipynb #report-images
 def report_images(
     paths: Sequence[str | Path],  # files, or folders with them
     run: str | Path | Run,

@@ -94,7 +94,7 @@ def _summary(tables: Mapping[str, pd.DataFrame], studies: int) -> dict[str, floa
             found[f"{method}, {name}"] = float(macro.loc[method, name])
     return found | {"tokens on the finding": float(tables["bank"].loc["macro", "centre"])}
 
-
+# %% ../../nbs/10_use/05_run_audit.ipynb #write-audit
 def _write_audit(
     folder: str | Path, tables: Mapping[str, pd.DataFrame], drawn: Sequence[Retrieval], run: Run
 ) -> None:

@@ -66,7 +66,7 @@ _COLUMNS = [
     *("auprc", "auprc_low", "auprc_high"),
 ]
 
-
+# %% ../../nbs/06_vision/01_label_scores.ipynb #score-labels
 def score_labels(
     targets: np.ndarray,  # (S, 14): 1, 0 or NaN (left out)
     probs: np.ndarray,  # (S, 14); studies with NaN are left out

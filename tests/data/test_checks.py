@@ -414,7 +414,7 @@ def test_packaged_reports_of_held_out_studies_stay_out_of_the_graph():
 
 
 @pytest.mark.parametrize("split, change", [("test", []), ("val", ["train.evals_per_epoch=1"])])
-def test_a_split_that_the_run_will_miss_is_told_at_once(tmp_path, split, change):
+def test_a_split_that_the_run_will_miss_is_reported_at_once(tmp_path, split, change):
     from r2genkg.training.pipeline import run_pipeline
 
     counts = [f"studies.n_{k}={int(k != split)}" for k in ("train", "val", "test")]

@@ -264,10 +264,10 @@ def test_losses_of_answers_are_logged(tmp_path, caplog):
     (tmp_path / "a.json").write_text(json.dumps(rows))
     annotate(["Edema 200."], f"replay:{tmp_path / 'a.json'}")
     read_training_reports(tmp_path / "a.json")
-    told = [r.getMessage() for r in caplog.records if "unknown type" in r.getMessage()]
-    assert len(told) == 2 and all(
+    logged = [r.getMessage() for r in caplog.records if "unknown type" in r.getMessage()]
+    assert len(logged) == 2 and all(
         "100 reports without a usable answer, " in t and "50 terms of unknown type" in t
-        for t in told
+        for t in logged
     )
 
 

@@ -260,7 +260,7 @@ def test_bad_answers_are_asked_again_then_rejected(server, tmp_path, name):
     server.behave = first_requests_fail(2, lambda h, b: h.reply(bad))
     summary = annotate_with_llm(REPORTS[:1], tmp_path / "once.jsonl", settings_for(server))
     assert summary.finished == 1 and summary.calls == 4  # 2 bad, entities, relations
-    assert reason in server.log[1][1]["messages"][1]["content"]  # the model is told why
+    assert reason in server.log[1][1]["messages"][1]["content"]  # the model gets the reason
     server.behave = lambda h, n, b: h.reply(bad)
     summary = annotate_with_llm(REPORTS[:1], tmp_path / "always.jsonl", settings_for(server))
     assert (summary.finished, summary.rejected, summary.calls) == (
@@ -723,7 +723,7 @@ def test_one_question_is_asked_once(server, tmp_path):
     assert annotate_with_llm(reports, tmp_path / "a.jsonl", settings_for(server)).calls == 0
 
 
-def test_lost_answers_are_told(server, caplog):
+def test_lost_answers_are_reported(server, caplog):
     server.behave = lambda h, n, b: h.reply(completion("rubbish"))
     assert (
         LLMAnnotator(settings_for(server, reasks=0))

@@ -270,7 +270,7 @@ def link(path: Path):
 
 
 def stages_or_missing(path: Path):
-    """The stages of a copied run are not beside it: that is said in one line as well."""
+    """The stages of a copied run are not beside it: that is reported in one line as well."""
     try:
         run = Run(path)
         return {name: run.stage(name) for name in ("m3kg", "vision_tokens", "scales")}

@@ -18,7 +18,7 @@ from jobs import job
 from tiny_demo import TINY
 
 GRID = "preset: demo\nseeds: [42]\nvariants: {full: [], zero-KG: [model.use_graph=false]}\n"
-#: What tells times, or holds what tells them: the page, pictures, the trainer's log, measured speed, and hidden work.
+#: Files with times in them: the page, pictures, the trainer's log, measured speed, and hidden work.
 TIMED = ("index.html", "history.json", ".png", ".svg", ".pdf")
 
 
@@ -45,7 +45,7 @@ def whole(processes, args: list[str], folder: Path) -> float:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Path -> hash of everything that a command leaves and that tells no time."""
+    """Path -> hash of everything that a command leaves and that contains no time."""
 
     def content(path: Path) -> bytes:
         if path.suffix == ".safetensors":

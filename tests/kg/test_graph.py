@@ -170,7 +170,7 @@ def test_fault_merge_entities_99_118_a_chain_of_likeness_counts_nothing_twice():
     "a,b",
     [("somewhat", "very"), ("january", "august"), ("left", "right"), ("increased", "decreased")],
 )
-def test_fault_merge_entities_words_that_are_told_apart_stay_apart(a, b):
+def test_fault_merge_entities_distinct_words_stay_apart(a, b):
     """Published merges at 0.95: somewhat = very, january = august."""
     graph = graph_of(
         said((a, "concept")),
@@ -442,11 +442,11 @@ def real(shared_data):
 
 def test_every_edge_can_be_traced_to_as_many_sentences_as_it_counts(real):
     annotated, graph = real
-    told = Counter(row[1:4] for row in stated_triples(graph, annotated))
+    stated = Counter(row[1:4] for row in stated_triples(graph, annotated))
     assert {
         (t.source, t.type, t.target): t.present + t.absent + t.uncertain
         for t in graph.triples.itertuples()
-    } == {k: n for k, n in told.items() if k[0] != k[2]}
+    } == {k: n for k, n in stated.items() if k[0] != k[2]}
     rows = edge_sentences(graph, annotated, "Effusions", "pleural", "located_at")
     kept = graph.triples[
         (graph.triples.source == "effusion")
@@ -505,7 +505,7 @@ def test_export_and_import(real, tmp_path):
     assert M3KG.load(tmp_path / "kg").stats() == graph.stats()
 
 
-def test_composed_ends_are_told_and_left_out(shared_data, tmp_path, caplog):
+def test_composed_ends_are_reported_and_left_out(shared_data, tmp_path, caplog):
     """ReXKG's "et tube" is an end of 162 triples and no node: other programs would stop at it."""
     rexkg = M3KG.from_rexkg(
         shared_data("rexkg", "kg_nodes.json"), shared_data("rexkg", "kg_relations.csv")

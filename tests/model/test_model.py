@@ -169,7 +169,7 @@ def test_half_precision_has_no_nan(dtype, visual):
     ids=str,
 )
 def test_autocast_has_no_nan_with_large_inputs(overrides, dtype, visual):
-    """Mixed precision as the Trainer runs it: float32 weights, half precision products, norms and softmaxes in float32."""
+    """Mixed precision as in the Trainer: float32 weights, half precision products, float32 norms and softmaxes."""
     model = make(*overrides, "model.dropout=0", "model.retrieval_labels=0").train()
     batch = target_batch(REPORTS, model.tokenizer, 20) | {"study_labels": torch.ones(4, 14)}
     for scale in (1, 100, 2000):
@@ -538,7 +538,7 @@ def test_faults_are_named():
         find_gguf("no_such_package/model.gguf")
 
 
-def test_missing_model_is_told_in_one_line():
+def test_missing_model_is_reported_in_one_line():
     """Without a network the hub's own trace would be pages long."""
     code = (
         "from r2genkg.model.llm import build_llm; from r2genkg.core.config import LLMConfig\n"
@@ -578,7 +578,10 @@ def test_memory_plan_follows_the_settings():
 
 
 def test_memory_plan_counts_writing_reports(visual):
-    """Keys and values of the prefix and of what every beam writes, as beam search holds them; the larger of this and a training step counts."""
+    """Keys and values of the prefix and of what every beam writes, as beam search holds them.
+
+    The larger of this and a training step counts.
+    """
     model = make("decode.beams=3", "decode.max_new_tokens=40", "decode.batch_size=4")
     prompt, _ = model.prompt(visual)
     with torch.no_grad():

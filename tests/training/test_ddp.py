@@ -58,7 +58,7 @@ def launch(data: Path, out: Path, changes: list[str]) -> None:
 def test_two_processes_learn_what_one_does(tmp_path):
     """Five studies on each of two processes against ten on one: loss of every step, validation scores, final weights.
 
-    The last batch of each epoch has four of the 24 studies: one process gets them and a filler, the other fillers alone.
+    The last batch of each epoch has four of the 24 studies: one process gets them and a filler, the other only fillers.
     """
     toy_data(tmp_path / "data", 24, 5)
     changes = [
@@ -91,7 +91,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
 
 
 def test_a_resumed_process_sees_the_order_of_its_epoch():
-    """accelerate tells the epoch to the sampler of a fresh loader, but not to that of a resumed, sharded one."""
+    """accelerate sets the epoch of a fresh loader's sampler, but not of a resumed, sharded one."""
     lengths = list(range(10, 34))
 
     def loader(sampler):
@@ -150,7 +150,7 @@ def test_shipped_launcher_configurations(name):
 
 @pytest.mark.parametrize("script", ["train_ddp.sbatch", "train_nodes.sbatch"])
 def test_slurm_scripts_start_one_process_then_all(tmp_path, script):
-    """The scripts run with programs in place of Slurm's, r2genkg and accelerate, that write down how they were called."""
+    """The scripts run with stand-ins for Slurm, r2genkg and accelerate, which write down how they were called."""
     calls = tmp_path / "calls"
     for name in ("r2genkg", "accelerate"):
         (tmp_path / name).write_text(

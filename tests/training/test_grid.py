@@ -11,7 +11,7 @@ import pytest
 
 from toy_grid import TINY, VARIANTS
 
-from r2genkg.training import tables as room
+from r2genkg.training import tables
 from r2genkg.data.study import LABELS
 from r2genkg.core.files import R2GenKGError
 from r2genkg.core.config import load_config
@@ -162,10 +162,10 @@ def test_submission_that_fails(root, outcomes):
 
 def test_every_table_is_written(outcomes, root):
     grid = Grid("tiny", "demo", VARIANTS, (1,))
-    made = room.make_tables(
+    made = tables.make_tables(
         grid, outcomes, root / "tables", "r2genkg tables --grid tiny", resamples=200
     )
-    assert set(made) == set(room.load_tables())
+    assert set(made) == set(tables.load_tables())
     for name in made:
         for suffix in ("md", "csv", "tex"):
             assert (root / "tables" / f"{name}.{suffix}").stat().st_size
@@ -200,8 +200,8 @@ def test_every_table_is_written(outcomes, root):
 
 
 def test_failed_rows_say_why(outcomes):
-    spec = room.TableSpec("t", "t", ("full", "broken", "zero-KG"), "ablation")
-    table, tested = room.make_table(spec, outcomes, resamples=200)
+    spec = tables.TableSpec("t", "t", ("full", "broken", "zero-KG"), "ablation")
+    table, tested = tables.make_table(spec, outcomes, resamples=200)
     assert (
         table.loc["broken", "runs"] == f"not run: {outcomes[1].error}"
         and table.loc["broken", "CE F1"] == ""
@@ -212,7 +212,7 @@ def test_failed_rows_say_why(outcomes):
 
 
 def test_tables_recompute_what_the_run_measured(outcomes):
-    stats = room.run_stats(outcomes[0].run)
+    stats = tables.run_stats(outcomes[0].run)
     for key in (
         "BLEU-4",
         "ROUGE-L",
@@ -225,15 +225,15 @@ def test_tables_recompute_what_the_run_measured(outcomes):
     metrics = json.loads((outcomes[0].run / "metrics.json").read_text())["baselines"][
         "shuffled images"
     ]
-    assert room.shuffled_stats(outcomes[0].run, 1)["ce_f1/micro-14/u0"].total() == pytest.approx(
+    assert tables.shuffled_stats(outcomes[0].run, 1)["ce_f1/micro-14/u0"].total() == pytest.approx(
         metrics["ce_f1/micro-14/u0"]
     )
 
 
 def test_holm_covers_the_whole_table(outcomes):
-    rows = room.measured_rows([*outcomes], ["full", "zero-KG"])
+    rows = tables.measured_rows([*outcomes], ["full", "zero-KG"])
     rows["copy"] = rows["full"]
-    tested = room.paired_tests(rows, "full", ["BLEU-4", "CIDEr"], 500)
+    tested = tables.paired_tests(rows, "full", ["BLEU-4", "CIDEr"], 500)
     assert (
         len(tested) == 4
         and (tested.loc["copy"].p == 1).all()
@@ -243,9 +243,9 @@ def test_holm_covers_the_whole_table(outcomes):
 
 
 def test_reported_numbers_have_sources():
-    known = room.load_reported()
+    known = tables.load_reported()
     for name, rows in known.items():
-        assert name in room.load_tables()
+        assert name in tables.load_tables()
         for row, content in rows.items():
             assert content["source"], (name, row)
             assert all(
@@ -339,7 +339,7 @@ def test_paper_notebooks_were_executed(path):
 
 
 def test_labels_of_predictions():
-    table = room.label_rows([["Edema"], [], ["No Finding", "Fracture"]])
+    table = tables.label_rows([["Edema"], [], ["No Finding", "Fracture"]])
     assert list(table.columns) == list(LABELS) and table.sum().sum() == 3
 
 
@@ -390,10 +390,12 @@ def test_label_files_beside_the_studies_count(tmp_path):
 
 def test_runs_on_other_studies_are_not_tested_against_each_other(outcomes):
     full = next(o.run for o in outcomes if o.variant == "full")
-    stats = room.run_stats(full)
+    stats = tables.run_stats(full)
     other = {k: replace(s, ids=tuple(f"other {i}" for i in s.ids)) for k, s in stats.items()}
-    rows = {"a": room.Row({1: stats}), "b": room.Row({1: other}), "c": room.Row({1: stats})}
-    assert set(room.paired_tests(rows, "a", ["BLEU-4"], 100).index.get_level_values("row")) == {"c"}
+    rows = {"a": tables.Row({1: stats}), "b": tables.Row({1: other}), "c": tables.Row({1: stats})}
+    assert set(tables.paired_tests(rows, "a", ["BLEU-4"], 100).index.get_level_values("row")) == {
+        "c"
+    }
     with pytest.raises(R2GenKGError, match="different studies"):
         compare(stats, other, ["BLEU-4"])
     assert "\\{x\\} \\$1\\textasciicircum{}2" in latex(pd.DataFrame({"a": ["{x} $1^2"]}))

@@ -87,7 +87,7 @@ def contents(out: Path) -> dict[str, torch.Tensor]:
 
 
 def test_killed_run_ends_in_the_same_weights(tmp_path, monkeypatch):
-    """Three kills: at a random step, inside a checkpoint, and at a later step; dropout, accumulation and uneven batches on."""
+    """Three kills: at a random step, in a checkpoint, at a later step; with dropout, accumulation, uneven batches."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     multiprocessing.set_forkserver_preload(["toy_run"])  # the libraries are imported once
     processes = multiprocessing.get_context("forkserver")
