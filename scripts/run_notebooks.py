@@ -1,7 +1,7 @@
 """Execute notebooks in place, so that they are committed with their outputs.
 
-    python scripts/run_notebooks.py                       # all but those of nbs/paper, which train for an hour
-    python scripts/run_notebooks.py nbs/05_kg nbs/paper/01_zero_kg.ipynb
+python scripts/run_notebooks.py                       # all but those of nbs/paper, which train for an hour
+python scripts/run_notebooks.py nbs/05_kg nbs/paper/01_zero_kg.ipynb
 """
 
 import os

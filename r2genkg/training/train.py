@@ -115,7 +115,7 @@ _FIXED_ARGUMENTS = {
     "ddp_find_unused_parameters": False,
 }
 
-
+# %% ../../nbs/09_training/04_train.ipynb #device-arguments
 def _device_arguments(adapter: str, world: int) -> dict:
     "What depends on the machine: half precision, optimiser, and how processes talk to each other."
     cuda = best_device() == "cuda"
