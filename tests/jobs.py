@@ -8,7 +8,7 @@ import r2genkg.use.commands
 import r2genkg.use.demo
 import r2genkg.scores.nlg
 import r2genkg.training.pipeline
-import r2genkg.use.report_files
+import r2genkg.use.image_reports
 import r2genkg.training.tables
 import r2genkg.use.run_audit
 import torch

@@ -335,18 +335,16 @@ def explain_sentences(
         embeds, output = model.prompt(visual, True, state)
     ids, ranges = sentence_ranges(model.tokenizer, text)
     ranges = [r for r in ranges if _has_words(r[0])]  # a full stop alone is no sentence
-    sentences = [r[0] for r in ranges]
+    sentences = [words for words, *_ in ranges]
     influence, logp = sentence_influence(model, visual, ids, ranges)
     groups = group_attention(model, embeds, ids, ranges)
     stated = labels_of_sentences(sentences)
     cams = _stated_cams(classifier, pixels[:1], stated, int(round(visual.shape[1] ** 0.5)))
     nodes = _node_evidence(model, groups, output, sentences, phrases)
     tokens = _token_evidence(groups, output, len(sentences))
-    found = []
-    for s, sentence in enumerate(sentences):
-        shares = {name: float(rows[s].sum()) for name, rows in groups.items()}
-        one = SentenceEvidence(
-            sentence,
+    return [
+        SentenceEvidence(
+            sentences[s],
             region=_region_map(influence[s].numpy()),
             probability=float(logp[s].exp()),
             labels=stated[s],
@@ -354,7 +352,7 @@ def explain_sentences(
             named=nodes[s][0],
             attended=nodes[s][1],
             tokens=tokens[s],
-            shares=_with_text(shares),
+            shares=_with_text({name: float(rows[s].sum()) for name, rows in groups.items()}),
         )
-        found.append(one)
-    return found
+        for s in range(len(sentences))
+    ]

@@ -11,7 +11,7 @@ from r2genkg.core.files import R2GenKGError
 from r2genkg.training.run import RUN_FILES, run_folder
 from r2genkg.use.pages import write_reports
 from r2genkg.use.report import Reporter
-from r2genkg.use.report_files import find_images, report_files, report_images
+from r2genkg.use.image_reports import find_images, report_files, report_images
 from browser import open_page
 
 import numpy as np
