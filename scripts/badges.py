@@ -18,6 +18,7 @@ import nbformat
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/{path})"
 INSTALL = """#| hide
 import sys
+
 if "google.colab" in sys.modules:
     %pip install -q "{repo}{extra} @ git+https://github.com/{user}/{repo}@{branch}\""""
 

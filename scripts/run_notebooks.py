@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 1800  # seconds a cell may take
@@ -22,7 +23,10 @@ def execute(path: Path) -> str:
     start = time.time()
     notebook = nbformat.read(path, as_version=4)
     place = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=place).execute()
+    try:
+        NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=place).execute()
+    except CellExecutionError as error:  # the others are still run
+        return f"{path.relative_to(ROOT)}: FAILED: {str(error).strip().splitlines()[-1]}"
     for cell in notebook.cells:  # library warnings carry paths of the machine
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
@@ -39,12 +43,15 @@ def wanted(arguments: list[str]) -> list[Path]:
     return [n for p in paths for n in (sorted(p.glob("*.ipynb")) if p.is_dir() else [p])]
 
 
-def main() -> None:
+def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    failed = False
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for line in pool.map(execute, wanted(sys.argv[1:])):
             print(line, flush=True)
+            failed |= ": FAILED:" in line
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
