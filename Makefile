@@ -37,7 +37,7 @@ notebooks: export  ## execute every notebook and store its outputs
 	$(BIN)/python scripts/run_notebooks.py && $(BIN)/nbdev_clean
 
 browser: $(READY)  ## three notebooks in JupyterLab in headless Chromium (apt-get install chromium)
-	R2GENKG_NOTEBOOKS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_browser.py
+	R2GENKG_NOTEBOOKS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/use/test_browser.py
 
 badges: $(READY)  ## Open-in-Colab badge and install cell of every notebook, from settings.ini
 	$(BIN)/python scripts/badges.py

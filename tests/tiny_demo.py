@@ -1,6 +1,7 @@
 """Options that make the demo small enough for a test: every stage is real, nothing is learnt well."""
 
-CHANGES = (
+#: Sizes of everything, also of the grid in `toy_grid`.
+SIZES = (
     "studies.n_train=24",
     "studies.n_val=2",
     "studies.n_test=8",
@@ -23,12 +24,10 @@ CHANGES = (
     "model.dim_gcn=24",
     "model.qformer_ff=48",
     "model.fuser_ff=48",
-    "train.epochs=2",
-    "train.batch_size=4",
-    "train.save_steps=2",
     "train.target_length=30",
     "decode.beams=1",
     "decode.max_new_tokens=24",
 )
+CHANGES = (*SIZES, "train.epochs=2", "train.batch_size=4", "train.save_steps=2")
 #: The same as options of `demo`, `train` and `tables`.
 TINY = [arg for change in CHANGES for arg in ("--set", change)]
