@@ -68,7 +68,8 @@ def _is_dicom(path: Path, head: bytes) -> bool:
 def _reason(e: Exception) -> str:
     "What a decoder says, on one line; a plain sentence instead of Python's own words."
     text = " ".join(str(e).split())
-    if text and isinstance(e, (OSError, ValueError)) and not _PYTHON_WORDS.search(text):
+    in_code = isinstance(e, (LookupError, TypeError, AttributeError, AssertionError))
+    if text and not in_code and not _PYTHON_WORDS.search(text):
         return text[:200]
     return f"the file is damaged or of a rare kind (the decoder failed with {type(e).__name__})"
 
