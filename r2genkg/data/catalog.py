@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from ..core.files import R2GenKGError
+from .mimic_cxr import missing_of_physionet
 from .readers import FORMATS, read_studies
 from .splits import hash_share
 from .study import Studies, Study
@@ -76,6 +77,19 @@ def _image_folder(data: DataSet, root: Path, images: str | Path | None) -> Path 
     usual = (root if root.is_dir() else root.parent) / data.images
     return usual if usual.is_dir() else None
 
+# %% ../../nbs/01_data/14_catalog.ipynb #form-of
+def _form_of(name: str, root: Path) -> str:
+    "The form of a data set. A studies.parquet beside IU-Xray is an earlier output and no source."
+    if name == "chexpert-plus":
+        return name
+    if name == "mimic-cxr":
+        annotated = root.suffix == ".json" or (root / FORMATS["r2gen"]).is_file()
+        return "r2gen" if annotated else "mimic-cxr"
+    for form in ("r2gen", "openi-tables", "openi-xml"):
+        if root.is_dir() and next(root.glob(FORMATS[form]), None):
+            return form
+    return "auto"
+
 # %% ../../nbs/01_data/14_catalog.ipynb #missing-parts
 def _has_table(data: DataSet, root: Path) -> bool:
     "Whether the reports of a data set are at `root`."
@@ -90,6 +104,8 @@ def _missing_parts(
     "Names of the parts that are not where they should be. Empty if reading can begin."
     if not root.exists():
         return [f"the folder {root}"]
+    if _form_of(data.name, root) == "mimic-cxr":
+        return missing_of_physionet(root, images)
     missing: list[str] = []
     if not _has_table(data, root):
         missing.append(f"the table of reports ({' or '.join(data.tables)})")
@@ -113,17 +129,6 @@ def _official_split(studies: Studies) -> Studies:
     "Stanford's split of CheXpert Plus. `valid` becomes test, a twentieth of the training patients validation."
     parts = [replace(s, split=_official_part(s)) for s in studies]
     return Studies(parts, studies.report, studies.meta)
-
-# %% ../../nbs/01_data/14_catalog.ipynb #form-of
-def _form_of(name: str, root: Path) -> str:
-    "The form of a data set. A studies.parquet beside IU-Xray is an earlier output and no source."
-    known = {"chexpert-plus": "chexpert-plus", "mimic-cxr": "r2gen"}.get(name)
-    if known:
-        return known
-    for form in ("r2gen", "openi-tables", "openi-xml"):
-        if root.is_dir() and next(root.glob(FORMATS[form]), None):
-            return form
-    return "auto"
 
 # %% ../../nbs/01_data/14_catalog.ipynb #split-rule
 def _split_rule(name: str, splits: str) -> str:

@@ -90,7 +90,7 @@ def collect(
         if not record.get("images"):
             report.noted["without images"] += 1
         if not _clear_unwritten(record, parts):
-            drop = f"without {' or '.join(parts)}"
+            drop = drop or f"without {' or '.join(parts)}"
         split = "" if drop else _assign_split(record, rule, split_of, where)
         if not split:
             report.dropped[drop or "not in the split file"] += 1

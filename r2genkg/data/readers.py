@@ -14,6 +14,7 @@ from typing import Any
 from ..core.files import R2GenKGError
 from .chexpert_plus import read_chexpert_plus
 from .collecting import collect
+from .mimic_cxr import read_mimic_cxr
 from .openi import openi_tables, openi_xml
 from .splits import split_name
 from .study import LABELS, ReadReport, Studies, load_studies
@@ -50,12 +51,36 @@ def _r2gen_study(item: Any, split: str, root: str | Path, where: str) -> dict:
         patient=_field(item, ("patient", "subject_id"), where),
     )
 
+# %% ../../nbs/01_data/13_readers.ipynb #other-split
+def _other_split(item: dict, split: str) -> str:
+    "What an item says of its split, if that is not the list it stands in; else empty."
+    own = str(item.get("split") or "").strip()
+    try:
+        named = split_name(own, "")
+    except R2GenKGError:
+        named = own
+    return "" if named in ("", split) else own
+
+
+def _warn_of_splits(path: str | Path, odd: list[str]) -> None:
+    "Warn of items that name another split than the list they stand in."
+    if odd:
+        warnings.warn(
+            f"{path}: {len(odd)} studies name another split than the list they are in, which counts; "
+            f"the first is {odd[0]}; move them or delete their split",
+            stacklevel=3,
+        )
+
 # %% ../../nbs/01_data/13_readers.ipynb #read-r2gen
 def read_r2gen(
     path: str | Path,  # annotation.json
     root: str | Path | None = None,  # folder of the images; None: `images` beside the file
 ) -> Iterator[dict]:
-    "Records of an R2Gen annotation file. Raises `R2GenKGError` that names split, position and key."
+    """Records of an R2Gen annotation file. Raises `R2GenKGError` that names split, position and key.
+
+    Warns of studies that name another split than the list they are in.
+    """
+    odd: list[str] = []
     tree = read_tree(path)
     root = root if root is not None else Path(path).parent / "images"
     if not isinstance(tree, dict) or not tree:
@@ -67,7 +92,11 @@ def read_r2gen(
         if not isinstance(items, list):
             raise R2GenKGError(f"{path}: key {key!r}: expected a list of studies")
         for i, item in enumerate(items):
-            yield _r2gen_study(item, split, root, f"{path}: {key.strip()}[{i}]")
+            where = f"{key.strip()}[{i}]"
+            yield _r2gen_study(item, split, root, f"{path}: {where}")
+            if _other_split(item, split):
+                odd.append(f"{where}, which says {_other_split(item, split)!r}")
+    _warn_of_splits(path, odd)
 
 # %% ../../nbs/01_data/13_readers.ipynb #_table_labels
 def _table_labels(row: dict[str, str], where: str) -> dict[str, float] | None:
@@ -140,22 +169,27 @@ FORMATS = {
     "openi-tables": "indiana_reports.csv",
     "openi-xml": "*.xml",
     "chexpert-plus": "df_chexpert_plus*.csv",
+    "mimic-cxr": "mimic-cxr-*-split.csv*",
     "folder": "*.csv",
 }
+#: Forms whose readers take a folder.
+_FOLDER_FORMS = ("openi-xml", "mimic-cxr")
 
 
 def _main_file(folder: Path, format: str) -> tuple[Path, str]:
     "The file of a folder that holds its studies, and its form."
+    if format == "mimic-cxr":
+        return folder, format  # its tables may lie deeper
     wanted = FORMATS if format == "auto" else {format: FORMATS[format]}
     for name, pattern in wanted.items():
         found = sorted(folder.glob(pattern))
-        if name == "openi-xml" and not found:
-            found = sorted(folder.glob("*/*.xml"))[:1]
+        if name in _FOLDER_FORMS and not found:
+            found = sorted(folder.glob(f"*/{pattern}"))[:1]
         if name == "folder" and len(found) > 1:
             names = ", ".join(p.name for p in found[:4])
             raise R2GenKGError(f"{folder}: {len(found)} csv files ({names}); name the one to read")
         if found:
-            return (folder if name == "openi-xml" else found[0]), name
+            return (folder if name in _FOLDER_FORMS else found[0]), name
     raise R2GenKGError(f"{folder}: no studies found; looked for {', '.join(wanted.values())}")
 
 # %% ../../nbs/01_data/13_readers.ipynb #told-by-content
@@ -179,6 +213,8 @@ def _csv_form(path: Path) -> str:
         return "openi-tables"
     if {"uid", "findings", "impression"} <= columns and "id" not in columns:
         return "openi-tables"
+    if {"dicom_id", "study_id", "split"} <= columns:
+        return "mimic-cxr"
     return "chexpert-plus" if "path_to_image" in columns else "folder"
 
 # %% ../../nbs/01_data/13_readers.ipynb #form-of-file
@@ -190,6 +226,8 @@ def _form_of_file(path: Path) -> str:
             return form
     if name.endswith(".csv"):
         return _csv_form(path)
+    if name.endswith((".xlsx", ".xls", ".ods")):
+        raise R2GenKGError(f"{path}: a workbook of a spreadsheet program; save it as csv (UTF-8)")
     raise R2GenKGError(
         f"{path}: form unknown; expected .json, .csv, .xml, .tgz or .parquet, "
         f"or a format of {', '.join(FORMATS)}"
@@ -242,6 +280,8 @@ def read_studies(
     if format == "parquet":
         return load_studies(path, image_root)
     report = ReadReport(format)
+    if format == "mimic-cxr":
+        return collect(read_mimic_cxr(path, image_root, report), report, splits, section)
     if format != "chexpert-plus":
         return collect(_READERS[format](path, image_root), report, splits, section)
     if splits == "auto":
