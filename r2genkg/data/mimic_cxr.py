@@ -213,6 +213,8 @@ def _studies_of(split_table: Path) -> list[_StudyFilms]:
             raise R2GenKGError(
                 f"{where}: study {study[:40]!r} of {subject[:40]!r}: expected numbers"
             )
+        if not re.fullmatch(r"[\w-]+", row["dicom_id"]):
+            raise R2GenKGError(f"{where}: dicom_id {row['dicom_id'][:80]!r} is no name of a file")
         known = studies.setdefault(study, _StudyFilms(where, study, subject, split, []))
         if (known.subject, known.split) != (subject, split):
             raise R2GenKGError(
@@ -242,9 +244,11 @@ def _sectioned(table: Path | None) -> dict[str, ReportText]:  # s50414267 -> its
     texts = {}
     for _, row in read_table(table, ("study", "findings", "impression")):
         last = row.get("last_paragraph", "")
-        parts = (row["findings"] or last, row["impression"])
+        findings, impression = (
+            " ".join(part.split()) for part in (row["findings"] or last, row["impression"])
+        )
         notes = () if row["findings"] or not last else (_LAST_PARAGRAPH,)
-        texts[row["study"]] = ReportText(*(" ".join(part.split()) for part in parts), notes)
+        texts[row["study"]] = ReportText(findings, impression, notes)
     return texts
 
 
@@ -304,8 +308,9 @@ def missing_of_physionet(
     found = find_physionet_files(folder if folder.is_dir() else folder.parent)
     if found.split is None:
         return [
-            "mimic-cxr-2.0.0-split.csv or .csv.gz (from MIMIC-CXR-JPG) or annotation.json (from R2Gen's authors, "
-            "not at PhysioNet; not needed beside PhysioNet's own files)"
+            "the table of reports (mimic-cxr-2.0.0-split.csv or .csv.gz of MIMIC-CXR-JPG, beside the report files; "
+            "or annotation.json, which R2Gen's authors give, not PhysioNet)",
+            "the images (files/p10/...)",
         ]
     studies, missing = _studies_of(found.split), []
     with_text = any((t / f"{s.place}.txt").is_file() for s in studies for t in found.trees)
@@ -314,5 +319,5 @@ def missing_of_physionet(
         missing.append(f"the reports (files/p10/.../s*.txt of MIMIC-CXR{packed})")
     trees = [Path(images), Path(images) / "files"] if images is not None else found.trees
     if _film_tree(studies, trees) is None:
-        missing.append("the films (files/p10/... as .jpg, .png or .dcm; or give --images)")
+        missing.append("the images (files/p10/... as .jpg, .png or .dcm; or give --images)")
     return missing

@@ -66,7 +66,7 @@ def _warn_of_splits(path: str | Path, odd: list[str]) -> None:
     "Warn of items that name another split than the list they stand in."
     if odd:
         warnings.warn(
-            f"{path}: {len(odd)} studies name another split than the list they are in, which counts; "
+            f"{path}: {len(odd)} studies name another split than their list, which counts; "
             f"the first is {odd[0]}; move them or delete their split",
             stacklevel=3,
         )
