@@ -7,11 +7,11 @@ __all__ = ['clean_value', 'visible', 'plain_text', 'listed', 'join_image', 'read
            'csv_data_frame']
 
 # %% ../../nbs/01_data/00_tabular.ipynb #code-2
-import csv, math, os, re
+import csv, gzip, math, os, re, zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..core.files import R2GenKGError, read_json
 
@@ -60,15 +60,16 @@ def join_image(
     name: str,  # path as a table gives it
     where: str,  # file and row, for the error
 ) -> str:
-    """Path of an image below `root`. Whether the file exists is not checked.
+    """Path of an image below `root`. Whether the file exists is not checked. Backslashes count as slashes.
 
     Raises `R2GenKGError` for a path that leaves the folder.
     """
     root = os.path.normpath(root)
-    path = os.path.normpath(os.path.join(root, name))
+    path = os.path.normpath(os.path.join(root, name.replace("\\", "/")))  # written on Windows
     # compared as absolute paths: the table may be named by a relative path, its images by absolute ones
     home = os.path.join(os.path.abspath(root), "")
-    if not os.path.abspath(path).startswith(home) or _CONTROL.search(name):
+    inside = os.path.abspath(path).startswith(home) and not re.match(r"[A-Za-z]:[\\/]", name)
+    if not inside or _CONTROL.search(name):
         raise R2GenKGError(
             f"{where}: image path {name[:80]!r} lies outside the image folder {root}; "
             "mend it or give the folder with --images"
@@ -100,16 +101,42 @@ def _check_header(header: list[str], needed: Sequence[str], path: str | Path) ->
             f"{path}: the column {twice[0][:80]!r} is there twice; delete or rename one"
         )
 
+# %% ../../nbs/01_data/00_tabular.ipynb #open-table
+#: First bytes of workbooks (.xlsx and .ods, .xls).
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+
+
+def _open_table(path: str | Path) -> TextIO:
+    "Open a csv table, packed or not. Raises `R2GenKGError` for a workbook."
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start.startswith(_WORKBOOKS):
+        raise R2GenKGError(f"{path}: a workbook of a spreadsheet program; save it as csv (UTF-8)")
+    if start.startswith(b"\x1f\x8b"):
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")
+
+
+def _separator_fault(header: list[str]) -> str:
+    "What to say of a header whose cells are not separated by commas; empty if they are."
+    for sign, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and sign in header[0]:
+            return f"its columns are separated by {name}; save it with commas between the columns"
+    return ""
+
 # %% ../../nbs/01_data/00_tabular.ipynb #csv_rows
 def csv_rows(
-    path: str | Path,  # csv file, UTF-8 with or without a byte-order mark
+    path: str | Path,  # csv file or .csv.gz, UTF-8 with or without a byte-order mark
     needed: Sequence[str] = (),  # columns that must be there
 ) -> Iterator[tuple[str, dict[str, str]]]:  # (file and line, column -> cell as written)
     "Rows of a csv file. Raises `R2GenKGError` for other encodings, columns and row lengths."
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with _open_table(path) as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
+            fault = _separator_fault(header)
+            if fault:
+                raise R2GenKGError(f"{path}: {fault}")
             _check_header(header, needed, path)
             for cells in reader:
                 where = f"{path}: line {reader.line_num}"
@@ -130,8 +157,9 @@ def csv_rows(
         raise R2GenKGError(
             f"{path}: line {reader.line_num}: not a well-formed csv table: {e}"
         ) from None
-    except OSError as e:
-        raise R2GenKGError(f"{path}: cannot be read: {e.strerror}") from None
+    except (OSError, EOFError, zlib.error) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise R2GenKGError(f"{path}: cannot be read: {reason}") from None
 
 # %% ../../nbs/01_data/00_tabular.ipynb #read_table
 def read_table(

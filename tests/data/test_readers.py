@@ -218,7 +218,7 @@ FAULTS = [  # file name, content, what the line must say
         "name,image,findings\n",
         "no column id; found: name, image, findings; needed: id, findings",
     ),
-    ("own.csv", "id;image;findings\n", "no column id, findings"),
+    ("own.csv", "id;image;findings\n", "separated by semicolons"),
     ("own.csv", "id,images,findings\na,a.png,Clear.\n", "Call it image"),
     ("own.csv", "id,image,findings\na,../a.png,Clear.\n", "outside"),
     ("own.csv", "id,image,findings\n,a.png,Clear.\n", "line 2: a study without an id"),
