@@ -180,21 +180,21 @@ def _is_prose(text: str) -> bool:
     return _FULL_STOP.search(text) is not None
 
 
-def _goes_on(line: str, following: str, prose: bool) -> bool:
-    "Whether `following` continues the statement of `line`."
+def _goes_on(line: str, following: str, prose: bool, blank: bool = False) -> bool:
+    "Whether `following` continues the statement of `line`; `blank`: an empty line stands between them."
     if _ITEM.match(following) or _FIELD.match(following):
         return False
     if line.endswith((".", "!", "?", ";")):
-        return not prose  # `sentence_spans` decides
+        return not blank or following[:1].islower()  # `sentence_spans` decides
     if line.endswith((",", ":", "-", "(")):
-        return True
+        return not (blank and line.endswith(":"))
     unfinished, continuing = _line_words()
     last, first = line.split()[-1].lower(), following.split()[0]
     if last in unfinished or first.lower().strip(".,") in continuing:
         return True
     if not prose:
         return False
-    return first[:1].islower() or len(line) >= _LONG_LINE
+    return first[:1].islower() or (len(line) >= _LONG_LINE and not blank)
 
 # %% ../../nbs/03_text/00_sentences.ipynb #statements
 _BLANK_LINES = re.compile(r"\n\s*\n")
@@ -204,12 +204,17 @@ def _statements(text: str) -> list[str]:
     "The blocks of a section: neighbouring lines that belong together, joined."
     if "\n" not in text.strip():
         return [text.strip()]
-    prose, blocks = _is_prose(text), []
-    for line in filter(None, map(str.strip, text.split("\n"))):
-        if blocks and _goes_on(blocks[-1][-1], line, prose):
+    blocks: list[list[str]] = []
+    prose, blank = _is_prose(text), False
+    for line in map(str.strip, text.split("\n")):
+        if not line:
+            blank = True
+            continue
+        if blocks and _goes_on(blocks[-1][-1], line, prose, blank):
             blocks[-1].append(line)
         else:
             blocks.append([line])
+        blank = False
     return [" ".join(lines) for lines in blocks]
 
 # %% ../../nbs/03_text/00_sentences.ipynb #numbered-items
