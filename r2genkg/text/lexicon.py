@@ -102,6 +102,7 @@ class Lexicon:
         terms = {t: [w for theme in tree[t].values() for w in words_of(theme)] for t in self.TYPES}
         self.forms, self.assertion = dict(tree["forms"]), tree["assertion"]
         self.places = frozenset(words_of(tree["concept"]["side and place"]))
+        self.concepts = frozenset(terms["concept"])
         self.known = {w for entries in terms.values() for w in entries}
         self.context = _context_rules(tree["context"])
         typed_by_context = [w for w in self.context if w not in self.known]
