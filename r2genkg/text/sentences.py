@@ -51,7 +51,9 @@ _ANSWER = re.compile(
 def _ends_sentence(text: str, start: int, mark: re.Match) -> bool:
     "Whether the punctuation `mark` ends the sentence that began at character `start`."
     if mark.group() == "?":
-        return not _ANSWER.match(text, mark.end())
+        in_front = text[start : mark.start()]
+        is_hedge = not in_front.strip() or (in_front[-1].isspace() and mark.end() < len(text))
+        return not (is_hedge or _ANSWER.match(text, mark.end()))
     if mark.group()[0] != ".":
         return True
     words = text[start : mark.start()].split()
