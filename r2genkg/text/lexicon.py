@@ -181,6 +181,10 @@ class Lexicon:
                 return spelled
         return word
 
+    def is_known(self, word: str) -> bool:
+        "Whether a lower-cased word, or its base form, is in the vocabulary."
+        return word in self.known or self.base(word) in self.known
+
     def find(self, bases: Sequence[str]) -> list[Term]:
         "The terms of a sentence of base forms, with types settled by the context rules."
         terms = (self._in_context(term, bases) for term in find_phrases(bases, self.table))
