@@ -325,8 +325,9 @@ def assertions(
         _in_scope(tokens, tables.uncertainty, hedges=True),
         _in_scope(tokens, tables.removal),
     )
-    _take_back(flags, tokens, tables.reversal)
-    _restore_small_one(flags, tokens)
+    if any(flags.negated):
+        _take_back(flags, tokens, tables.reversal)
+        _restore_small_one(flags, tokens)
     return Flags(*(flag[:number] for flag in flags))
 
 # %% ../../nbs/03_text/02_negation.ipynb #relate
