@@ -333,9 +333,9 @@ def label_reports(
 ) -> pd.DataFrame:
     """The 14 CheXpert labels of each report, one column per label.
 
-    Values: 1 positive, 0 negative, -1 uncertain, empty (nan) not mentioned. `rules` leaves No Finding open where anything
-    abnormal is described, as CheXbert does; `rules:chexpert` looks at the other labels alone. Raises `R2GenKGError` for an unknown
-    labeler, a checkpoint that cannot be read, and reports that are no text.
+    Values: 1 positive, 0 negative, -1 uncertain, empty (nan) not mentioned. `rules` leaves No Finding open where
+    anything abnormal is described, as CheXbert does; `rules:chexpert` looks at the other labels alone. Raises
+    `R2GenKGError` for an unknown labeler, a checkpoint that cannot be read, and reports that are no text.
 
     >>> label_reports(["Small left effusion. No pneumothorax."]).loc[0].dropna().to_dict()
     {'Pneumothorax': 0.0, 'Pleural Effusion': 1.0}

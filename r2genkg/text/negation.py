@@ -243,8 +243,8 @@ def _scope_behind(tokens: Sequence[str], cues: Sequence[Term], k: int, hedges: b
 # %% ../../nbs/03_text/02_negation.ipynb #assertions
 #: Words that name nothing.
 _EMPTY = frozenset(
-    "it they this these that which and but , ; : - . ( today now currently there is are was were has have had been in on "
-    "the current film study exam image view radiograph since not no longer also then however be".split()
+    "it they this these that which and but , ; : - . ( today now currently there is are was were has have had been in "
+    "on the current film study exam image view radiograph since not no longer also then however be".split()
 )
 
 

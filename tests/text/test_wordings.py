@@ -1,7 +1,7 @@
 """Everyday report language: each wording has the labels that a radiologist reads.
 
-`wordings.csv` holds kind, text and labels. A label that is not named must be neither positive nor uncertain. Values: 1, 0, -
-(uncertain), n (not mentioned), alternatives with a slash. The values were written down before the rules were run.
+`wordings.csv` holds kind, text and labels. A label that is not named must be neither positive nor uncertain. Values:
+1, 0, - (uncertain), n (not mentioned), alternatives with a slash. They were written down before the rules were run.
 """
 
 import csv
