@@ -7,7 +7,7 @@ __all__ = ['RulesLabeler', 'Labeler', 'get_labeler', 'label_reports', 'with_labe
 
 # %% ../../nbs/03_text/07_labels.ipynb #code-2
 from dataclasses import replace
-import re
+import logging, re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
@@ -19,6 +19,7 @@ import yaml
 from .negation import Flags, assertions
 from ..data.study import LABELS, Study
 from ..core.files import R2GenKGError
+from .language import WordCounts, count_words, is_english
 from .lexicon import Term, find_phrases, load_lexicon, phrase_table, words_of
 from .sentences import split_sentences, tokenize
 from ..data.collecting import _NO_TEXT
@@ -159,7 +160,13 @@ def _is_blank(sentences: Sequence[str]) -> bool:
     return True
 
 
-def _aggregate(mentions: Iterable[_Mention]) -> dict[str, float]:
+#: The name of a mention of something abnormal that is none of the labels.
+_OTHER = "Other Finding"
+#: What No Finding does not look at.
+_NO_FINDING_RULES = {"chexbert": ("Support Devices",), "chexpert": ("Support Devices", _OTHER)}
+
+
+def _aggregate(mentions: Iterable[_Mention], no_finding: str = "chexbert") -> dict[str, float]:
     "CheXpert's aggregation of mentions to labels."
     values: dict[str, set[int]] = {}
     for mention in mentions:
@@ -167,11 +174,22 @@ def _aggregate(mentions: Iterable[_Mention]) -> dict[str, float]:
     labels = {}
     for label, seen in values.items():
         labels[label] = next(float(v) for v in (1, -1, 0) if v in seen)
-    if not any(v for label, v in labels.items() if label != "Support Devices"):
+    passed_over = _NO_FINDING_RULES[no_finding]
+    if not any(v for label, v in labels.items() if label not in passed_over):
         labels["No Finding"] = 1.0
+    labels.pop(_OTHER, None)
     return labels
 
 # %% ../../nbs/03_text/07_labels.ipynb #RulesLabeler
+def _warn_of_languages(unlabelled: Iterable[str]) -> None:
+    "Log how many reports without labels are not English."
+    counts = ([count_words(sentence) for sentence in split_sentences(text)] for text in unlabelled)
+    number = sum(not is_english(words) for words in counts)
+    if number:
+        message = "reports without labels because they are not English: %d"
+        logging.getLogger("r2genkg").warning(message, number)
+
+# %% ../../nbs/03_text/07_labels.ipynb #label-rules
 _MAX_SENTENCES = 50_000  # distinct sentences whose mentions are remembered
 
 
@@ -181,49 +199,98 @@ def _label_rules() -> dict[str, Any]:
     return dict(yaml.safe_load(text))
 
 
+class _OtherFindings:
+    "Finds what is abnormal and none of the labels."
+
+    def __init__(self, row: Mapping[str, str]):
+        self.lexicon = load_lexicon()
+        self.words = phrase_table({"": words_of(row["mention"])})
+        self.ignored = frozenset(words_of(row["except"]))
+
+    def find(self, bases: Sequence[str], flags: Flags, taken: set[int]) -> Iterator[_Mention]:
+        "Such mentions in a sentence; `taken` are the tokens of other labels."
+        terms = [term for term in self.lexicon.find(bases) if term.type == "disorder"]
+        for term in (*terms, *find_phrases(bases, self.words)):
+            if term.end in taken or bases[term.end] in self.ignored or flags.negated[term.end]:
+                continue
+            value = _value(False, flags.uncertain[term.end])
+            yield _Mention(_OTHER, value, term.start, term.end)
+
+# %% ../../nbs/03_text/07_labels.ipynb #read
+class _Read(NamedTuple):
+    "What is remembered of a sentence."
+
+    mentions: tuple[_Mention, ...]
+    words: WordCounts
+
+
 class RulesLabeler:
     "The 14 labels by phrases, NegEx and CheXpert's aggregation (Irvin et al. 2019)."
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        no_finding: str = "chexbert",  # chexbert: open where anything abnormal is described | chexpert: the bare rule
+    ) -> None:
         rows = _label_rules()
-        self.lexicon = load_lexicon()
+        self.no_finding, self.lexicon = no_finding, load_lexicon()
+        self.others = _OtherFindings(rows.pop("other findings"))
         self.states = _StateRules(rows, words_of(rows.pop("other subjects")))
         exceptions = [phrase for row in rows.values() for phrase in words_of(row.get("except", ""))]
         named = {label: words_of(row.get("mention", "")) for label, row in rows.items()}
         self.mentions = _tagged_table(named, exceptions)
-        self._seen: dict[str, tuple[_Mention, ...]] = {}
+        self._seen: dict[str, _Read] = {}
 
-    def sentence_mentions(self, sentence: str) -> tuple[_Mention, ...]:
-        "All statements of one sentence; those of repeated sentences are remembered."
+    def _read(self, sentence: str) -> _Read:
         if sentence not in self._seen:
             if len(self._seen) >= _MAX_SENTENCES:
                 self._seen.clear()
-            self._seen[sentence] = tuple(self._find(sentence))
+            self._seen[sentence] = _Read(tuple(self._find(sentence)), count_words(sentence))
         return self._seen[sentence]
+
+    def sentence_mentions(self, sentence: str) -> tuple[_Mention, ...]:
+        "All statements of one sentence; those of repeated sentences are remembered."
+        return self._read(sentence).mentions
 
     def _find(self, sentence: str) -> Iterator[_Mention]:
         low = [t.lower() for t in tokenize(sentence)]
         bases = [self.lexicon.base(t) for t in low]
         flags = assertions(low)
+        taken: set[int] = set()
         for term in find_phrases(bases, self.mentions):
+            taken.update(range(term.start, term.end + 1))
             for label in term.type:
                 if label == "Support Devices":
                     value = _value(flags.removed[term.end], False)
                 else:
                     value = _value(flags.negated[term.end], flags.uncertain[term.end])
                 yield _Mention(label, value, term.start, term.end)
-        yield from self.states.find(low, bases, flags)
+        for mention in self.states.find(low, bases, flags):
+            taken.update(range(mention.start, mention.end + 1))
+            yield mention
+        yield from self.others.find(bases, flags, taken)
 
     def label(self, text: str) -> dict[str, float]:
-        "Labels of one report; labels that are not mentioned are left out."
+        """Labels of one report; labels that are not mentioned are left out.
+
+        A report that is blank or not English has none.
+        """
         sentences = split_sentences(text)
         if _is_blank(sentences):
             return {}
-        return _aggregate(m for s in sentences for m in self.sentence_mentions(s))
+        reads = [self._read(sentence) for sentence in sentences]
+        if not is_english(read.words for read in reads):
+            return {}
+        return _aggregate((m for read in reads for m in read.mentions), self.no_finding)
 
     def label_all(self, texts: Iterable[str]) -> list[dict[str, float]]:
-        "Labels of each report."
-        return [self.label(text) for text in texts]
+        "Labels of each report. Logs how many reports got none because they are not English."
+        labels, empty = [], []
+        for text in texts:
+            labels.append(self.label(text))
+            if not labels[-1] and text.strip():
+                empty.append(text)
+        _warn_of_languages(empty)
+        return labels
 
 # %% ../../nbs/03_text/07_labels.ipynb #labeler
 class Labeler(Protocol):
@@ -234,22 +301,24 @@ class Labeler(Protocol):
         ...
 
 
-@lru_cache(maxsize=1)
-def _rules_labeler() -> RulesLabeler:
-    return RulesLabeler()
+@lru_cache(maxsize=2)
+def _rules_labeler(no_finding: str) -> RulesLabeler:
+    return RulesLabeler(no_finding)
 
 # %% ../../nbs/03_text/07_labels.ipynb #get-labeler
 def get_labeler(
-    labeler: str | Labeler,  # rules | chexbert:FILE, or an object with `.label_all`
+    labeler: str
+    | Labeler,  # rules | rules:chexpert | chexbert:FILE, or an object with `.label_all`
 ) -> Labeler:
     "The labeler of that name, or the object itself. Raises `R2GenKGError` for other names."
     if not isinstance(labeler, str) and callable(getattr(labeler, "label_all", None)):
         return labeler
-    if labeler == "rules":
-        return _rules_labeler()
     name, _, path = str(labeler).partition(":")
+    if name == "rules" and path in ("", *_NO_FINDING_RULES):
+        return _rules_labeler(path or "chexbert")
     if name != "chexbert":
-        raise R2GenKGError(f"labeler {str(labeler)[:80]!r} is unknown; use rules or chexbert:FILE")
+        known = "rules, rules:chexpert or chexbert:FILE"
+        raise R2GenKGError(f"labeler {str(labeler)[:80]!r} is unknown; use {known}")
     if not path:
         raise R2GenKGError("labeler chexbert needs its checkpoint: chexbert:PATH/chexbert.pth")
     from r2genkg.text.chexbert import CheXbert
@@ -259,12 +328,14 @@ def get_labeler(
 # %% ../../nbs/03_text/07_labels.ipynb #label_reports
 def label_reports(
     texts: Iterable[str],  # reports
-    labeler: str | Labeler = "rules",  # rules | chexbert:FILE, or an object with `.label_all`
+    labeler: str
+    | Labeler = "rules",  # rules | rules:chexpert | chexbert:FILE, or an object with `.label_all`
 ) -> pd.DataFrame:
     """The 14 CheXpert labels of each report, one column per label.
 
-    Values: 1 positive, 0 negative, -1 uncertain, empty (nan) not mentioned. Raises `R2GenKGError` for an unknown
-    labeler, a checkpoint that cannot be read, and reports that are no text.
+    Values: 1 positive, 0 negative, -1 uncertain, empty (nan) not mentioned. `rules` leaves No Finding open where
+    anything abnormal is described, as CheXbert does; `rules:chexpert` looks at the other labels alone. Raises
+    `R2GenKGError` for an unknown labeler, a checkpoint that cannot be read, and reports that are no text.
 
     >>> label_reports(["Small left effusion. No pneumothorax."]).loc[0].dropna().to_dict()
     {'Pneumothorax': 0.0, 'Pleural Effusion': 1.0}

@@ -6,7 +6,7 @@
 __all__ = ['Term', 'words_of', 'phrase_table', 'find_phrases', 'Lexicon', 'load_lexicon']
 
 # %% ../../nbs/03_text/01_lexicon.ipynb #code-2
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -90,6 +90,48 @@ def _context_rules(rows: Sequence[Mapping[str, str]]) -> dict[str, list[_Context
     return rules
 
 # %% ../../nbs/03_text/01_lexicon.ipynb #lexicon
+def _one_apart(word: str, other: str) -> bool:
+    "Whether one letter was left out, added or changed, or two neighbours were swapped."
+    if abs(len(word) - len(other)) > 1:
+        return False
+    i = next((i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), None)
+    if i is None:
+        return True
+    swapped = other[i + 1 : i + 2] + other[i : i + 1] + other[i + 2 :]
+    return (
+        word[i:] == swapped
+        or word[i + 1 :] in (other[i + 1 :], other[i:])
+        or word[i:] == other[i + 1 :]
+    )
+
+# %% ../../nbs/03_text/01_lexicon.ipynb #speller
+_SHORTEST = 7  # letters of a word whose misspellings are read
+_ENDINGS = ("ed", "ly", "al", "ic")
+
+
+class _Speller:
+    "Finds the word of the vocabulary that a misspelling stands for."
+
+    def __init__(self, words: Iterable[str], more: Iterable[str], guarded: Iterable[str]):
+        self.guarded = frozenset(guarded)
+        self.words: dict[str, list[str]] = {}  # by first letter
+        long = (word for word in words if len(word) >= _SHORTEST and word.isalpha())
+        for word in (*long, *more):
+            self.words.setdefault(word[0], []).append(word)
+
+    def find(self, word: str) -> str:
+        "The only word that is one letter apart; the word itself if there is none."
+        if len(word) < _SHORTEST - 2 or word in self.guarded or not word.isalpha():
+            return word
+        if word.endswith("ing"):  # "placing" is not "pacing"
+            return word
+        ending = next((e for e in _ENDINGS if word.endswith(e)), "")
+        alike = [
+            w for w in self.words.get(word[0], ()) if w.endswith(ending) and _one_apart(word, w)
+        ]
+        return alike[0] if len(set(alike)) == 1 else word
+
+# %% ../../nbs/03_text/01_lexicon.ipynb #lexicon-3
 _MAX_BASES = 50_000  # names and misspellings never end, so the memory of base forms is emptied here
 
 
@@ -102,11 +144,15 @@ class Lexicon:
         terms = {t: [w for theme in tree[t].values() for w in words_of(theme)] for t in self.TYPES}
         self.forms, self.assertion = dict(tree["forms"]), tree["assertion"]
         self.places = frozenset(words_of(tree["concept"]["side and place"]))
+        self.concepts = frozenset(terms["concept"])
         self.known = {w for entries in terms.values() for w in entries}
         self.context = _context_rules(tree["context"])
         typed_by_context = [w for w in self.context if w not in self.known]
         self.table = phrase_table(terms | {"none": typed_by_context})
         self._bases: dict[str, str] = {}
+        spelled = [w for t in ("disorder", "devices") for w in terms[t]]
+        more, guarded = (words_of(tree.get(key, "")) for key in ("misspelled too", "spelled right"))
+        self._speller = _Speller(spelled, more, guarded)
 
     def base(self, word: str) -> str:
         "The base form of a lower-cased word."
@@ -126,7 +172,18 @@ class Lexicon:
                 cut = word.removesuffix(ending) + singular
                 if cut in self.known or cut in self.table:
                     return cut
+        return self._respell(word)
+
+    def _respell(self, word: str) -> str:
+        for read in (word, word.removesuffix("s"), word.removesuffix("es")):
+            spelled = self._speller.find(read)
+            if spelled != read:
+                return spelled
         return word
+
+    def is_known(self, word: str) -> bool:
+        "Whether a lower-cased word, or its base form, is in the vocabulary."
+        return word in self.known or self.base(word) in self.known
 
     def find(self, bases: Sequence[str]) -> list[Term]:
         "The terms of a sentence of base forms, with types settled by the context rules."

@@ -59,7 +59,9 @@ def _negation_cues() -> dict[str, list[str]]:
     "Tag -> cues of negation."
     return {
         "pseudo": _own_cues("negation", "pseudo") + _negex_cues("pseudo_negations"),
-        "following": _own_cues("negation", "following") + _negex_cues("following_negations"),
+        "following": _own_cues("negation", "following")
+        + _own_cues("negation", "field")
+        + _negex_cues("following_negations"),
         "preceding": _own_cues("negation", "preceding") + _negex_cues("preceding_negations"),
         "addition": _own_cues("negation", "addition"),
         "termination": _terminations(),
@@ -79,6 +81,7 @@ class _CueTables(NamedTuple):
     uncertainty: Mapping
     removal: Mapping
     denial: Mapping  # negation without "is normal"
+    reversal: Mapping  # what takes a denial back: "absence of edema can not be confirmed"
 
 
 @lru_cache(maxsize=1)
@@ -90,9 +93,13 @@ def _cue_tables() -> _CueTables:
     )
     for tag in ("pseudo", "preceding"):
         removal[tag] += negation[tag]
+    removal["following"] += _own_cues("negation", "field")
     denying = [cue for cue in negation["following"] if not cue.endswith(("normal", "limits"))]
     denial = negation | {"following": denying}
-    return _CueTables(*map(phrase_table, (negation, uncertainty, removal, denial)))
+    own = load_lexicon().assertion
+    takes_back = list(_fill_slots(words_of(own["reversal"]), own["slots"]))
+    reversal = {"following": takes_back, "termination": _terminations()}
+    return _CueTables(*map(phrase_table, (negation, uncertainty, removal, denial, reversal)))
 
 # %% ../../nbs/03_text/02_negation.ipynb #_next_clause
 _VERBS = frozenset(
@@ -110,6 +117,11 @@ def _seen_words() -> frozenset[str]:
     return frozenset(words_of(load_lexicon().assertion["slots"]["seen"]))
 
 # %% ../../nbs/03_text/02_negation.ipynb #has-verb
+def _is_concept(token: str) -> bool:
+    'Whether a word is of the kind of "acute" and "left".'
+    return token in load_lexicon().concepts
+
+# %% ../../nbs/03_text/02_negation.ipynb #has-own-verb
 def _has_own_verb(tokens: Sequence[str], cue: Term, i: int) -> bool:
     """Whether what follows the conjunction `i` has a verb of its own.
 
@@ -119,6 +131,8 @@ def _has_own_verb(tokens: Sequence[str], cue: Term, i: int) -> bool:
     verb = next((j for j in ahead if tokens[j] in _VERB_OR_CONJUNCTION), None)
     if verb is None or tokens[verb] in _CONJUNCTIONS:
         return False
+    if tokens[i] == "," and "," not in tokens[cue.end : i] and not _is_concept(tokens[i - 1]):
+        return True  # "no edema, mass is seen", but not "no acute, displaced fractures are seen"
     if tokens[i + 1] in ("a", "an") or tokens[cue.start] == "without":
         return True
     if tokens[verb] in ("may", "might"):
@@ -149,6 +163,41 @@ def _next_clause(tokens: Sequence[str], cue: Term) -> int:
         if _has_own_verb(tokens, cue, i):
             return i
     return len(tokens)
+
+# %% ../../nbs/03_text/02_negation.ipynb #stating
+@lru_cache(maxsize=1)
+def _stating() -> tuple[frozenset[str], frozenset[str]]:
+    "Words with which a stated item of a list begins: anywhere, and behind a comma."
+    own = load_lexicon().assertion
+    anywhere = frozenset(words_of(own["stating"]))
+    return anywhere, anywhere | frozenset(words_of(own["stating behind a comma"]))
+
+
+def _is_alternative(tokens: Sequence[str], start: int, end: int) -> bool:
+    'Whether "or" joins the list that goes on at `start`.'
+    return any(tokens[i] in ("or", "nor") for i in range(start, end))
+
+# %% ../../nbs/03_text/02_negation.ipynb #stated-item
+def _stated_item(tokens: Sequence[str], cue: Term, end: int, joined_by_and: bool = True) -> int:
+    "Where in the scope of `cue` up to `end` a stated item of a list begins; `end` if none does."
+    anywhere, behind_comma = _stating()
+    is_inner = cue.start > 1 and tokens[cue.start - 1] in (",", "and")
+    commas = 0
+    for i in range(cue.end + 2, end - 1):
+        if tokens[i] not in (",", "and") or tokens[i - 1] == ",":
+            continue
+        if tokens[i] == "and" and not joined_by_and:
+            continue
+        commas += tokens[i] == ","
+        joined = tokens[i] == "," and tokens[i + 1] == "and"
+        first = tokens[i + 1 + joined : i + 2 + joined]
+        if not first or _is_alternative(tokens, i, end):
+            continue
+        if first[0] in (behind_comma if tokens[i] == "," else anywhere):
+            return i
+        if is_inner and joined and commas == 1:
+            return i
+    return end
 
 # %% ../../nbs/03_text/02_negation.ipynb #own-clause
 #: Words with which an aside begins, never the subject of a statement.
@@ -184,40 +233,56 @@ def _clause_start(tokens: Sequence[str], start: int, end: int) -> int:
     return behind_comma
 
 # %% ../../nbs/03_text/02_negation.ipynb #_spread
-def _scope_behind(tokens: Sequence[str], cues: Sequence[Term], k: int) -> range:
-    "The tokens in the scope of the preceding cue `k`."
+def _scope_behind(tokens: Sequence[str], cues: Sequence[Term], k: int, hedges: bool) -> range:
+    'The tokens in the scope of the preceding cue `k`; a hedge holds for all that "and" joins.'
     cue = cues[k]
     limits = (c.start for c in cues[k + 1 :] if c.type in ("termination", "addition"))
-    return range(cue.end + 1, min(next(limits, len(tokens)), _next_clause(tokens, cue)))
+    end = min(next(limits, len(tokens)), _next_clause(tokens, cue))
+    return range(cue.end + 1, _stated_item(tokens, cue, end, not hedges))
+
+# %% ../../nbs/03_text/02_negation.ipynb #assertions
+#: Words that name nothing.
+_EMPTY = frozenset(
+    "it they this these that which and but , ; : - . ( today now currently there is are was were has have had been in "
+    "on the current film study exam image view radiograph since not no longer also then however be".split()
+)
 
 
+def _start_with_subject(tokens: Sequence[str], limits: Sequence[int], end: int) -> int:
+    "The last of the statements that begin at `limits`, or of their clauses, with a word of its own before `end`."
+    for limit in reversed((0, *limits)):
+        for start in (_clause_start(tokens, limit, end), limit):
+            if not _EMPTY.issuperset(tokens[start:end]):
+                return start
+    return 0
+
+# %% ../../nbs/03_text/02_negation.ipynb #scope-before
 def _scope_before(tokens: Sequence[str], cues: Sequence[Term], k: int) -> range:
     "The tokens in the scope of the following cue `k`."
     cue = cues[k]
     has_verb = not _FINITE.isdisjoint(tokens[max(0, cue.start - 1) : cue.start + 1])
-    limits = ["termination", "following"]
-    if (
-        not has_verb
-    ):  # "mass with effusion not seen"; but "mass with effusion is not seen" denies both
-        limits.append("addition")
-    start = next((c.end + 1 for c in reversed(cues[:k]) if c.type in limits), 0)
-    return range(_clause_start(tokens, start, cue.start), cue.start)
+    types = ["termination", "following"]
+    if not has_verb:
+        # "mass with effusion not seen"; but "mass with effusion is not seen" denies both
+        types.append("addition")
+    limits = [c.end + 1 for c in cues[:k] if c.type in types]
+    return range(_start_with_subject(tokens, limits, cue.start), cue.start)
 
-
-def _in_scope(tokens: Sequence[str], table: Mapping) -> list[bool]:
+# %% ../../nbs/03_text/02_negation.ipynb #in-scope
+def _in_scope(tokens: Sequence[str], table: Mapping, hedges: bool = False) -> list[bool]:
     "Per token whether a cue of the table reaches it."
     reached = [False] * len(tokens)
     cues = [term for term in find_phrases(tokens, table) if term.type != "pseudo"]
     for k, cue in enumerate(cues):
         if cue.type in ("preceding", "around"):
-            for i in _scope_behind(tokens, cues, k):
+            for i in _scope_behind(tokens, cues, k, hedges):
                 reached[i] = True
         if cue.type in ("following", "around"):
             for i in _scope_before(tokens, cues, k):
                 reached[i] = True
     return reached
 
-# %% ../../nbs/03_text/02_negation.ipynb #assertions
+# %% ../../nbs/03_text/02_negation.ipynb #flags
 class Flags(NamedTuple):
     "Per token of a sentence: denied, hedged, and (for devices) denied in advance or removed."
 
@@ -226,16 +291,44 @@ class Flags(NamedTuple):
     removed: list[bool]
 
 
+def _take_back(
+    flags: Flags,
+    tokens: Sequence[str],
+    reversal: Mapping,  # phrase table
+) -> None:
+    "Make uncertain what is denied and whose denial is denied."
+    for i, is_reversed in enumerate(_in_scope(tokens, reversal)):
+        if is_reversed and flags.negated[i]:
+            flags.negated[i], flags.uncertain[i] = False, True
+
+
+_SMALL = frozenset("small tiny minimal trace mild moderate little".split())
+
+
+def _restore_small_one(flags: Flags, tokens: Sequence[str]) -> None:
+    'State what "no large effusion, but a small one" denies and states again.'
+    for i in range(2, len(tokens)):
+        if tokens[i] not in ("one", "ones", "amount") or tokens[i - 1] not in _SMALL:
+            continue
+        flags.negated[:i] = [False] * i
+
+# %% ../../nbs/03_text/02_negation.ipynb #assertions-2
 def assertions(
     tokens: Sequence[str],  # lower-cased tokens of one sentence
 ) -> Flags:
     "What is denied, hedged or removed (NegEx, Chapman et al. 2001)."
-    tables = _cue_tables()
-    return Flags(
+    tables, number = _cue_tables(), len(tokens)
+    if tokens and tokens[-1] != ".":
+        tokens = [*tokens, "."]  # cues at the end of a statement include its full stop
+    flags = Flags(
         _in_scope(tokens, tables.negation),
-        _in_scope(tokens, tables.uncertainty),
+        _in_scope(tokens, tables.uncertainty, hedges=True),
         _in_scope(tokens, tables.removal),
     )
+    if any(flags.negated):
+        _take_back(flags, tokens, tables.reversal)
+        _restore_small_one(flags, tokens)
+    return Flags(*(flag[:number] for flag in flags))
 
 # %% ../../nbs/03_text/02_negation.ipynb #relate
 @lru_cache(maxsize=50_000)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from .normalize import normalize, writing
+
 # %% ../../nbs/03_text/00_sentences.ipynb #_tokenizer
 #: spaCy keeps every distinct word. Beyond this number the tokenizer is made again, so that memory stays bounded.
 _MAX_STRINGS = 50_000
@@ -40,8 +42,18 @@ _UNITS = frozenset("cm mm ml cc fr in hrs hr a.m p.m am pm".split())
 _OPENERS = ("the ", "there ", "no ")
 
 
+#: The answer to a field that ends in a question mark: "Effusion? No."
+_ANSWER = re.compile(
+    r"(?i)\s*(?:no|none|yes|not seen|absent|present|negative|positive)\s*(?:[.,;]|$)"
+)
+
+
 def _ends_sentence(text: str, start: int, mark: re.Match) -> bool:
     "Whether the punctuation `mark` ends the sentence that began at character `start`."
+    if mark.group() == "?":
+        in_front = text[start : mark.start()]
+        is_hedge = not in_front.strip() or (in_front[-1].isspace() and mark.end() < len(text))
+        return not (is_hedge or _ANSWER.match(text, mark.end()))
     if mark.group()[0] != ".":
         return True
     words = text[start : mark.start()].split()
@@ -96,8 +108,9 @@ def sentence_tokens(
 
 # %% ../../nbs/03_text/00_sentences.ipynb #headings
 _ORDER = (
-    r"(?:CLINICAL\s+|PATIENT\s+)?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISONS?|TECHNIQUES?|EXAM(?:INATION)?|"
-    r"REASON\s+FOR\s+(?:THE\s+)?(?:EXAM(?:INATION)?|STUDY)"
+    r"(?:CLINICAL\s+|PATIENT\s+|MEDICAL\s+)?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISONS?|TECHNIQUES?|"
+    r"CLINICAL\s+(?:DATA|DETAILS|QUESTION|STATEMENT|CONTEXT|PROBLEM)|CHIEF\s+COMPLAINT|SYMPTOMS|REQUEST|EXAM(?:INATION)?|"
+    r"REASON\s+FOR\s+(?:THE\s+|THIS\s+)?(?:EXAM(?:INATION)?|STUDY|REFERRAL|REQUEST|VISIT|ORDER)|PRIOR\s+(?:STUDIES|STUDY)"
 )
 _REPORTED = (
     r"ON\s+EXAMINATION|FINDINGS?(?:\s*(?:AND|/|&)\s*IMPRESSIONS?)?|IMPRESSIONS?|CONCLUSIONS?|REPORT|COMMENTS?|"
@@ -112,10 +125,19 @@ _HEADING = re.compile(
 )
 
 # %% ../../nbs/03_text/00_sentences.ipynb #_sections
+def _behind_order(part: str) -> str:
+    "What follows a section of the order that no heading ends: the text behind a blank line, else behind a sentence."
+    _, blank, behind = part.partition("\n\n")
+    if blank:
+        return behind
+    spans = sentence_spans(part)
+    return part[spans[0][1] :] if spans else ""
+
+# %% ../../nbs/03_text/00_sentences.ipynb #sections
 def _sections(text: str) -> list[str]:
     """The text before the first heading and the sections that report findings.
 
-    Where no heading follows a section of the order, a blank line ends it.
+    Where no heading follows a section of the order, a blank line ends it, else its first full stop.
     """
     headings = list(_HEADING.finditer(text)) if ":" in text else []
     if not headings:
@@ -129,32 +151,152 @@ def _sections(text: str) -> list[str]:
         if not (heading["order"] or heading["ORDER"]):
             parts.append(part)
         elif is_last:
-            parts.append(part.lstrip().partition("\n\n")[2])
+            parts.append(_behind_order(part.lstrip()))
     return parts
 
 # %% ../../nbs/03_text/00_sentences.ipynb #split_sentences
+_BULLETS = "\u2022\u25cf\u25aa\u25e6\u00b7\u2023"
+_ITEM = re.compile(
+    rf"\s*(?:\(?\d{{1,2}}\s?[.):]\s*(?=[A-Za-z(])|[-*+]\s?(?=[A-Za-z(])|[{_BULLETS}])"
+)
+_FIELD = re.compile(r"\s*[A-Z][A-Za-z]+(?:[ /&][A-Za-z]+){0,3}\s?[:=?]")
+_LONG_LINE = 50  # characters; a line of prose may be wrapped here
+
+
+@lru_cache(maxsize=1)
+def _line_words() -> tuple[frozenset[str], frozenset[str]]:
+    "Words behind which a line goes on, and words that continue the line before."
+    tables = writing()
+    unfinished, continuing = (
+        frozenset(word.strip() for word in tables[key].split(","))
+        for key in ("unfinished", "continuing")
+    )
+    return unfinished, continuing
+
+# %% ../../nbs/03_text/00_sentences.ipynb #is-prose
+_FULL_STOP = re.compile(r"[a-z)\d][.!?](?:\s|$)", re.I)
+
+
+def _is_prose(text: str) -> bool:
+    "Whether full stops end the statements of a text."
+    return _FULL_STOP.search(text) is not None
+
+
+def _goes_on(line: str, following: str, prose: bool, blank: bool = False) -> bool:
+    "Whether `following` continues the statement of `line`; `blank`: an empty line stands between them."
+    if _ITEM.match(following) or _FIELD.match(following):
+        return False
+    if line.endswith((".", "!", "?", ";")):
+        return not blank or following[:1].islower()  # `sentence_spans` decides
+    if line.endswith((",", ":", "-", "(")):
+        return not (blank and line.endswith(":"))
+    unfinished, continuing = _line_words()
+    last, first = line.split()[-1].lower(), following.split()[0]
+    if last in unfinished or first.lower().strip(".,") in continuing:
+        return True
+    if not prose:
+        return False
+    return first[:1].islower() or (len(line) >= _LONG_LINE and not blank)
+
+# %% ../../nbs/03_text/00_sentences.ipynb #statements
 _BLANK_LINES = re.compile(r"\n\s*\n")
-_BLOCK_END = re.compile(r"\n\n(?!\s*[a-z])|\n(?=\s*(?:\d{1,2}[.)]\s|[-*\u2022]\s))")
-_LIST_NUMBER = re.compile(r"^\s*(?:\(?\d{1,2}\s?[.)](?=\s*[A-Za-z])|[-*\u2022]+(?=\s))\s*")
+
+
+def _statements(text: str) -> list[str]:
+    "The blocks of a section: neighbouring lines that belong together, joined."
+    if "\n" not in text.strip():
+        return [text.strip()]
+    blocks: list[list[str]] = []
+    prose, blank = _is_prose(text), False
+    for line in map(str.strip, text.split("\n")):
+        if not line:
+            blank = True
+            continue
+        if blocks and _goes_on(blocks[-1][-1], line, prose, blank):
+            blocks[-1].append(line)
+        else:
+            blocks.append([line])
+        blank = False
+    return [" ".join(lines) for lines in blocks]
+
+# %% ../../nbs/03_text/00_sentences.ipynb #numbered-items
+_DOTS = re.compile(rf"\s*[{_BULLETS}]\s*")
+_SIGN_ITEM = re.compile(r"^\s*([-*+])\s?(?=[A-Za-z(])")
+_NUMBER_ITEM = re.compile(r"(?:^|(?<=\s))\(?(\d{1,2})[.):]\s*(?=[A-Za-z(])")
+_INLINE_FIELD = re.compile(r"(?<=[a-z)])\s+(?=[A-Z][a-z]+(?:\s(?:and\s)?[a-z]+)?\s?:)")
+_NO_VALUE = r"(?!\s*(?:no|none|absent|negative|yes|present|not seen)\s*(?:[.;,]|$))"
+
+
+def _numbered_items(line: str) -> list[str]:
+    "The items of a line that begins with a number and counts up."
+    starts: list[int] = []
+    for number in _NUMBER_ITEM.finditer(line):
+        if int(number[1]) == len(starts) + 1 and (starts or number.start() == 0):
+            starts.append(number.start())
+    if not starts:
+        return [line]
+    return [line[a:b] for a, b in zip(starts, [*starts[1:], len(line)], strict=True)]
+
+
+def _items(line: str) -> list[str]:
+    "The items of a list that is written in one line."
+    if _DOTS.search(line):
+        return _DOTS.split(line)
+    sign = _SIGN_ITEM.match(line)
+    if sign:
+        return re.split(rf"\s{re.escape(sign[1])}\s?(?=[A-Za-z(]){_NO_VALUE}", line)
+    if line[:2].strip("(")[:1].isdigit():
+        return _numbered_items(line)
+    return _INLINE_FIELD.split(line) if ":" in line else [line]
+
+# %% ../../nbs/03_text/00_sentences.ipynb #asking
+_STATES = re.compile(
+    r"\b(?:is|are|was|were|has|have|there|shows?|limited|cannot|should|may|no|seen|if|can)\b"
+)
+
+
+@lru_cache(maxsize=1)
+def _asking() -> tuple[re.Pattern, frozenset[str]]:
+    "A pattern of what asks, and the words that may stand in front of it."
+    table = writing()["requests"]
+    verbs = sorted((verb.strip() for verb in table["verbs"].split(",")), key=len, reverse=True)
+    words = frozenset(word.strip(' "') for word in table["symptoms"].split(","))
+    return re.compile(rf"(?i)(?:(?<=\s)|^)(?:{'|'.join(map(re.escape, verbs))})\b"), words
+
+
+def _is_request(sentence: str) -> bool:
+    "Whether a sentence asks for a finding."
+    asking, symptoms = _asking()
+    found = asking.search(sentence)
+    if found is None:
+        return False
+    in_front = re.findall(r"[a-z/]+", sentence[: found.start()].lower())
+    return symptoms.issuperset(in_front) and not _STATES.search(sentence[found.end() :].lower())
+
+# %% ../../nbs/03_text/00_sentences.ipynb #blocks
+_LIST_NUMBER = re.compile(
+    rf"^\s*(?:\(?\d{{1,2}}\s?[.):](?=\s*[A-Za-z(])|[-*+{_BULLETS}]+(?=\s|[A-Za-z(]))\s*"
+)
 
 
 def _blocks(text: str) -> list[str]:
-    "The blocks of a report's sections, with white space made single."
+    "The list items and blocks of a report's sections, with white space made single."
     sections = _sections(_BLANK_LINES.sub("\n\n", text))
-    return [" ".join(block.split()) for part in sections for block in _BLOCK_END.split(part)]
+    statements = [block for part in sections for block in _statements(part)]
+    return [" ".join(item.split()) for block in statements for item in _items(block)]
 
 
 def split_sentences(
-    text: str,  # a report; single line ends inside it are wraps
+    text: str,  # a report
 ) -> list[str]:
-    """Sentences of a written report, with white space made single and without list numbers.
+    """Sentences of a written report, normalized, with white space made single and without list numbers.
 
-    Headings, the sections of order and technique, and pieces without a letter or digit are left out.
+    Headings, the sections of order and technique, requests, and pieces without a letter or digit are left out.
     """
     sentences = []
-    for block in _blocks(text):
+    for block in _blocks(normalize(text)):
         for start, end in sentence_spans(block):
             sentence = _LIST_NUMBER.sub("", block[start:end].strip()).strip()
-            if any(map(str.isalnum, sentence)):
+            if any(map(str.isalnum, sentence)) and not _is_request(sentence):
                 sentences.append(sentence)
     return sentences
