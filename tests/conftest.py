@@ -14,6 +14,24 @@ SHARED = (
 )
 
 
+#: Files whose tests take longest, longest first.
+LONGEST = (
+    "test_cli",
+    "test_kills",
+    "test_vision_tokens",
+    "test_train",
+    "test_grid",
+    "test_metrics",
+    "test_report",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files begin first, so that no process is left alone with one at the end."""
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """Path of a file of the shared development data; skips the test where it is missing."""
