@@ -18,7 +18,7 @@ from ..core.stamps import is_current, stamp, stamp_of
 from ..data.study import check_images, load_studies
 from ..kg.scales import load_scales
 from .evaluate import evaluate
-from .preflight import check_splits, check_widths, preflight
+from .preflight import check_models, check_splits, check_widths, preflight
 from .run import Run
 from .stages import STAGES, Stage, StageResult, stage_hash, training_data
 from .train import train
@@ -140,16 +140,18 @@ def run_pipeline(
         raise R2GenKGError(f"stage {upto!r} is none of {', '.join(names)}")
     wanted = names[: names.index(upto) + 1]
     roots = [Path(root), *map(Path, reuse)]
-    preflight(config, wanted, _made(roots))
+    made = _made(roots)
+    preflight(config, wanted, made)
     roots[0].mkdir(parents=True, exist_ok=True)
     with _alone(roots[0]):
-        return _run_stages(config, roots, wanted, echo)
+        return _run_stages(config, roots, wanted, made, echo)
 
 # %% ../../nbs/09_training/09_pipeline.ipynb #run-stages
 def _run_stages(
     config: Config,
     roots: Sequence[Path],
     wanted: Collection[str],
+    made: Collection[str],  # stages that had a folder before
     echo: Callable[[StageResult], None],
 ) -> dict[str, StageResult]:
     "Bring the wanted stages up to date, in order."
@@ -162,6 +164,8 @@ def _run_stages(
         echo(result)
         if "run" in wanted:
             _check_made(result, config)
+        if stage is STAGES[0]:  # what lies on this machine is right: now the hub
+            check_models(config, wanted, made)
     return done
 
 # %% ../../nbs/09_training/09_pipeline.ipynb #evaluate_run
