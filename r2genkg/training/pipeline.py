@@ -63,8 +63,7 @@ def _make_stage(
         tmp.mkdir(parents=True)
         note = stage.make(config, _paths(done), tmp, work)
         stamp(tmp, made_from)
-    for name in ("checkpoints", "final"):
-        shutil.rmtree(work / name, ignore_errors=True)  # gigabytes that a whole run does not need
+    shutil.rmtree(work, ignore_errors=True)  # a whole stage needs nothing of it
     return StageResult(stage.name, out, made_from, note, time.perf_counter() - start)
 
 # %% ../../nbs/09_training/09_pipeline.ipynb #warn-of-others
@@ -113,7 +112,11 @@ def _alone(root: Path) -> Iterator[None]:
         return
     try:
         with FileLock(root / ".lock", timeout=0):
-            yield
+            try:
+                yield
+            finally:  # while it is held, so that nobody takes a file that is about to go
+                with contextlib.suppress(OSError):
+                    (root / ".lock").unlink()
     except Timeout:
         raise R2GenKGError(
             f"{root}: another run is working in this folder; wait for it or choose another --out"
