@@ -163,11 +163,10 @@ def csv_rows(
 
 # %% ../../nbs/01_data/00_tabular.ipynb #csv-columns
 def csv_columns(path: str | Path) -> list[str]:
-    "Names of the columns of a csv file with rows. Raises as `csv_rows` does, and for a table without rows."
-    first = next(iter(csv_rows(path)), None)
-    if first is None:
-        raise R2GenKGError(f"{path}: a table without rows")
-    return list(first[1])
+    "Names of the columns of a csv file. Raises as `csv_rows` does."
+    next(iter(csv_rows(path)), None)  # words what is wrong with the file
+    with _open_table(path) as file:
+        return [name.strip() for name in next(csv.reader(file), [])]
 
 # %% ../../nbs/01_data/00_tabular.ipynb #read_table
 def read_table(
