@@ -64,6 +64,15 @@ class StudiesConfig(Section):
     style: Literal["A", "B"] = "A"  # style of drawing and wording
     seed: int = Field(0, ge=0, lt=2**32)
 
+    @model_validator(mode="after")
+    def _own_files_or_drawn(self) -> "StudiesConfig":
+        if self.path and self.source != "files":
+            raise ValueError(
+                f"path is {self.path}, but source is {self.source}, which draws its images; "
+                "for your own files take the preset own-small, or set studies.source=files"
+            )
+        return self
+
 # %% ../../nbs/00_core/01_config.ipynb #graphconfig
 class GraphConfig(Section):
     "How the graph M3KG is made from reports (chapters `extraction` and `kg`; paper, Figure 2)."

@@ -32,6 +32,13 @@ def stated_triples(
                 if head and tail:
                     yield str(report), head, r.type, tail, r.polarity, sentence.text
 
+# %% ../../nbs/05_kg/06_tracing.ipynb #near-edges
+def _near_edges(triples: pd.DataFrame, nodes: Sequence[str], shown: int = 3) -> str:
+    "The most frequent edges at some nodes, for a message; empty where there are none."
+    at = triples[triples.source.isin(nodes) | triples.target.isin(nodes)]
+    parts = [f"{row.source} {row.type} {row.target}" for row in at.head(shown).itertuples()]
+    return f"; near: {', '.join(parts)}" if parts else ""
+
 # %% ../../nbs/05_kg/06_tracing.ipynb #edges-of
 def edges_of(
     graph: M3KG,
@@ -52,8 +59,8 @@ def edges_of(
     if type:
         chosen &= t.type == type
     if not chosen.any():
-        kind = f" {type}" if type else ""
-        raise R2GenKGError(f"no edge{kind} {place}")
+        kind, nodes = f" {type}" if type else "", [a, *([b] if target else [])]
+        raise R2GenKGError(f"no edge{kind} {place}{_near_edges(t, nodes)}")
     return t[chosen]
 
 # %% ../../nbs/05_kg/06_tracing.ipynb #edge-sentences

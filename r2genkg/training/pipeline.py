@@ -18,7 +18,7 @@ from ..core.stamps import is_current, stamp, stamp_of
 from ..data.study import check_images, load_studies
 from ..kg.scales import load_scales
 from .evaluate import evaluate
-from .preflight import check_splits, check_widths, preflight
+from .preflight import check_models, check_splits, check_widths, preflight
 from .run import Run
 from .stages import STAGES, Stage, StageResult, stage_hash, training_data
 from .train import train
@@ -63,8 +63,7 @@ def _make_stage(
         tmp.mkdir(parents=True)
         note = stage.make(config, _paths(done), tmp, work)
         stamp(tmp, made_from)
-    for name in ("checkpoints", "final"):
-        shutil.rmtree(work / name, ignore_errors=True)  # gigabytes that a whole run does not need
+    shutil.rmtree(work, ignore_errors=True)  # a whole stage needs nothing of it
     return StageResult(stage.name, out, made_from, note, time.perf_counter() - start)
 
 # %% ../../nbs/09_training/09_pipeline.ipynb #warn-of-others
@@ -113,7 +112,11 @@ def _alone(root: Path) -> Iterator[None]:
         return
     try:
         with FileLock(root / ".lock", timeout=0):
-            yield
+            try:
+                yield
+            finally:  # while it is held, so that nobody takes a file that is about to go
+                with contextlib.suppress(OSError):
+                    (root / ".lock").unlink()
     except Timeout:
         raise R2GenKGError(
             f"{root}: another run is working in this folder; wait for it or choose another --out"
@@ -140,16 +143,18 @@ def run_pipeline(
         raise R2GenKGError(f"stage {upto!r} is none of {', '.join(names)}")
     wanted = names[: names.index(upto) + 1]
     roots = [Path(root), *map(Path, reuse)]
-    preflight(config, wanted, _made(roots))
+    made = _made(roots)
+    preflight(config, wanted, made)
     roots[0].mkdir(parents=True, exist_ok=True)
     with _alone(roots[0]):
-        return _run_stages(config, roots, wanted, echo)
+        return _run_stages(config, roots, wanted, made, echo)
 
 # %% ../../nbs/09_training/09_pipeline.ipynb #run-stages
 def _run_stages(
     config: Config,
     roots: Sequence[Path],
     wanted: Collection[str],
+    made: Collection[str],  # stages that had a folder before
     echo: Callable[[StageResult], None],
 ) -> dict[str, StageResult]:
     "Bring the wanted stages up to date, in order."
@@ -162,6 +167,8 @@ def _run_stages(
         echo(result)
         if "run" in wanted:
             _check_made(result, config)
+        if stage is STAGES[0]:  # what lies on this machine is right: now the hub
+            check_models(config, wanted, made)
     return done
 
 # %% ../../nbs/09_training/09_pipeline.ipynb #evaluate_run

@@ -108,8 +108,9 @@ def training_plan(
     return TrainingPlan(card, memory, trained, int(per_epoch * train.epochs), seconds, utilisation)
 
 # %% ../../nbs/09_training/01_training_plan.ipynb #training_studies
-#: Training studies of the data sets that presets are named after (CheXpert Plus as the paper splits it).
-KNOWN_STUDIES = {"chexpert-plus": 40_463, "iu-xray": 2_069}
+#: Training studies of the data sets that presets are named after: CheXpert Plus as the paper splits it, MIMIC-CXR by
+#: its official split with the studies that lack findings, so that its hours are an upper bound.
+KNOWN_STUDIES = {"chexpert-plus": 40_463, "iu-xray": 2_069, "mimic-cxr": 222_758}
 
 
 def _training_studies(config: Config) -> int:

@@ -8,7 +8,7 @@ __all__ = ['app', 'Card', 'Graph', 'RadEval', 'Run', 'Port', 'main', 'demo_comma
            'audit_verdicts_command', 'app_command']
 
 # %% ../../nbs/10_use/16_commands.ipynb #code-2
-import json, os, sys, warnings
+import json, os, sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -19,19 +19,30 @@ from ..core.config import Config, load_config, preset_names
 from ..core.files import R2GenKGError
 from ..data.study import load_studies
 from ..data.tabular import visible
-from .console import AsJson, Set, keep_freed_memory, show, show_rows, storage_fault
+from .. import __version__
+from r2genkg.use.console import (
+    GROUP,
+    AsJson,
+    Offline,
+    Set,
+    keep_freed_memory,
+    plain_warnings,
+    show,
+    show_rows,
+    storage_fault,
+)
 from .data_commands import annotate_command, data, label_command
 from .extract_commands import extract
 from .kg_commands import kg
 
 # %% ../../nbs/10_use/16_commands.ipynb #app
 app = typer.Typer(
-    no_args_is_help=True,
+    **GROUP,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # in markup, [text] is a tag
     help="R2GenKG: knowledge graphs for radiology report generation. "
-    "Research software, not for clinical use.",
+    "Research software, not for clinical use. Your own reports and films: "
+    "`r2genkg train --preset own-small`. Something does not work: `r2genkg doctor`.",
 )
 app.add_typer(kg, name="kg")
 app.add_typer(data, name="data")
@@ -46,19 +57,53 @@ def _fail(why: object, code: int = 1) -> None:
     typer.echo(visible(f"r2genkg: {line}"), err=True)
     sys.exit(code)
 
+# %% ../../nbs/10_use/16_commands.ipynb #version
+def _print_version(wanted: bool) -> None:
+    "Print the version and end."
+    if wanted:
+        typer.echo(f"r2genkg {__version__}")
+        raise typer.Exit()
+
+
+_Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+]
+
+
+@app.callback()
+def _options_of_all(version: _Version = False, offline: Offline = False) -> None:
+    pass
+
+# %% ../../nbs/10_use/16_commands.ipynb #interrupted
+#: Commands that go on where they were interrupted.
+_RESUMING = ("demo", "train", "tables", "annotate", "extract", "data")
+
+
+def _interrupted(args: Sequence[str]) -> str:
+    "What to say of a command that Ctrl-C has ended."
+    command = next((arg for arg in args if not arg.startswith("-")), "")
+    if command in _RESUMING:
+        return "interrupted; the same command goes on where it stopped"
+    return "interrupted"
+
 # %% ../../nbs/10_use/16_commands.ipynb #main-2
 def main(args: list[str] | None = None) -> None:
     "Entry point: runs the command. User faults become one line and exit code 1, Ctrl-C exit code 130."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keep_freed_memory()
-    # warnings of libraries, nothing that a user can act on
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    plain_warnings()
+    given = sys.argv[1:] if args is None else args
     try:
         app(args=args, standalone_mode=True)
     except R2GenKGError as e:
         _fail(e)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on where it stopped", 130)
+        _fail(_interrupted(given), 130)
+    except SystemExit as e:
+        if e.code == 130:  # typer has caught Ctrl-C
+            _fail(_interrupted(given), 130)
+        raise
     except Exception as e:
         why = storage_fault(e)
         if not why:
@@ -75,6 +120,7 @@ def demo_command(
     out: _DemoOut = Path("demo_out"),
     preset: _DemoPreset = "demo",
     set_: Set = [],
+    offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
     "The whole pipeline on embedded data: graph, tokens, training, scores, figures and OUT/index.html."
@@ -144,6 +190,7 @@ def train_command(
     upto: _UpTo = "run",
     dry_run: _DryRun = False,
     card: Card = 24,
+    offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
     """Make all files that training needs, train, and score the test split. The same command goes on after an \
@@ -242,6 +289,7 @@ def tables_command(
     submit: _Submit = "",
     resubmit: _Resubmit = False,
     set_: Set = [],
+    offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
     "Train every run of a grid (what is finished stays), and write every table of the paper from what was measured."
@@ -273,7 +321,8 @@ reports."""
     opened = Run(run)
     scores = evaluate_run(opened.folder)
     settings = opened.metrics["settings"]  # written anew by the evaluation
-    show(scores | {f"settings/{key}": value for key, value in settings.items()}, as_json)
+    rows = scores | {f"settings/{key}": value for key, value in settings.items()}
+    show(rows, as_json, _HEADLINE)
 
 # %% ../../nbs/10_use/16_commands.ipynb #score-options
 _Refs = Annotated[
@@ -326,6 +375,14 @@ _Intervals = Annotated[
 ]
 
 # %% ../../nbs/10_use/16_commands.ipynb #score-steps
+#: Scores that papers print, shown first.
+_HEADLINE = (
+    *("BLEU-1", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"),
+    *("ce_f1/micro-14/u0", "ce_f1/macro-14/u0", "ce_f1/example-14/u0"),
+    *("graph/entity_f1", "graph/triple_f1", "distinct"),
+)
+
+
 def _interval_rows(found: Any, scores: dict[str, Any]) -> dict[str, list[float]]:
     "Bootstrap 95 % interval of every score that has statistics per study."
     from r2genkg.scores.significance import bootstrap
@@ -368,7 +425,7 @@ def score_command(
         scores |= _interval_rows(found, scores)
     if confusion and found.labels:
         scores["confusion"] = confusion_table(*found.labels).to_dict("index")
-    show(scores, as_json)
+    show(scores, as_json, _HEADLINE)
 
 # %% ../../nbs/10_use/16_commands.ipynb #report
 _ImageFiles = Annotated[

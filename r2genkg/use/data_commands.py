@@ -13,10 +13,10 @@ import typer
 
 from ..core.files import R2GenKGError, check_output_path
 from ..data.tabular import csv_data_frame
-from .console import AsJson, Section, show
+from .console import GROUP, AsJson, Section, show
 
 # %% ../../nbs/10_use/14_data_commands.ipynb #data
-data = typer.Typer(no_args_is_help=True, help="Download and prepare data sets.")
+data = typer.Typer(**GROUP, help="Download and prepare data sets.")
 
 _DataSet = Annotated[str, typer.Argument(help="iu-xray | chexpert-plus | mimic-cxr")]
 _Root = Annotated[Path, typer.Option(help="The data set's file or folder.")]
@@ -105,7 +105,9 @@ R2Gen's splits. A cut download goes on."""
 
 # %% ../../nbs/10_use/14_data_commands.ipynb #annotate-options
 _StudiesFile = Annotated[Path, typer.Argument(help="Studies in any readable form.")]
-_AnnotationsOut = Annotated[Path, typer.Option(help="annotations.jsonl")]
+_AnnotationsOut = Annotated[
+    Optional[Path], typer.Option(help="annotations.jsonl; --dry-run needs none.")
+]
 _Annotator = Annotated[
     str, typer.Option(help="rules | model:DIR | replay:FILE | llm:MODEL | llm:SETTINGS.yaml")
 ]
@@ -170,7 +172,7 @@ def _refuse_llm_options(annotator: str, given: dict[str, Any]) -> None:
 # %% ../../nbs/10_use/14_data_commands.ipynb #annotate
 def annotate_command(
     studies: _StudiesFile,
-    out: _AnnotationsOut,
+    out: _AnnotationsOut = None,
     annotator: _Annotator = "rules",
     section: Section = "findings",
     sample: _Sample = 0,
@@ -189,6 +191,10 @@ paying twice."""
     from r2genkg.extraction.annotate import annotate_file
     from r2genkg.extraction.llm_annotator import annotate_file_with_llm
 
+    if out is None:
+        if not dry_run:
+            raise typer.BadParameter("needed; only --dry-run goes without", param_hint="--out")
+        out = Path("annotations.jsonl")  # answers of earlier runs beside it would count
     check_output_path(out, studies)
     kind, _, spec = annotator.partition(":")
     options = {

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..core.files import R2GenKGError, check_output_path
-from .console import AsJson, Section, show
+from .console import GROUP, AsJson, Section, show
 
 # %% ../../nbs/10_use/15_extract_commands.ipynb #extract
 extract = typer.Typer(
-    no_args_is_help=True,
+    **GROUP,
     help="Train entity and relation models on annotations, and run them over a corpus.",
 )
 
@@ -79,6 +79,10 @@ Relations = Annotated[
 Seed = Annotated[Optional[int], typer.Option(help="Of the split and of training.")]
 
 # %% ../../nbs/10_use/15_extract_commands.ipynb #extract-config
+#: Scores shown first.
+_HEADLINE = ("token F1", "span F1", "relation F1", "relation F1, given entities")
+
+
 def _extract_config(**options: Any) -> Any:  # ExtractConfig
     "The configuration of a training; options that are None keep their defaults. Raises `R2GenKGError`."
     from pydantic import ValidationError
@@ -128,7 +132,7 @@ def extract_train(
     )
     model = train_extract(read_training_reports(annotations), out, config, relations)
     found = {"relations from": model.relation_source, "folder": str(out)}
-    show((model.scores or {}) | found, as_json)
+    show((model.scores or {}) | found, as_json, _HEADLINE)
 
 # %% ../../nbs/10_use/15_extract_commands.ipynb #extract_run
 ModelFolder = Annotated[Path, typer.Option(help="Folder that `extract train` wrote.")]

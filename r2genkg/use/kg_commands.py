@@ -14,10 +14,10 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..core.files import R2GenKGError, check_output_path
-from .console import AsJson, show, show_rows
+from .console import GROUP, AsJson, show, show_rows
 
 # %% ../../nbs/10_use/13_kg_commands.ipynb #kg
-kg = typer.Typer(no_args_is_help=True, help="Build, inspect, convert and compare knowledge graphs.")
+kg = typer.Typer(**GROUP, help="Build, inspect, convert and compare knowledge graphs.")
 
 _GraphFolder = Annotated[Path, typer.Argument(help="Folder of a graph.")]
 _GraphOut = Annotated[Path, typer.Option(help="Folder of the graph.")]
@@ -232,6 +232,15 @@ _Every = Annotated[
     ),
 ]
 
+# %% ../../nbs/10_use/13_kg_commands.ipynb #say-left-out
+def _say_left_out(rows: Any, found: int, every: bool) -> None:  # rows: DataFrame of triples
+    "One line on standard error about the sentences that the graph counted and that are not shown."
+    counted = int((rows.present + rows.absent + rows.uncertain).sum())
+    if found >= counted:
+        return
+    remedy = "are they the graph's reports?" if every else "--every searches all reports"
+    typer.echo(f"{found:,} of {counted:,} sentences that the graph counted; {remedy}", err=True)
+
 # %% ../../nbs/10_use/13_kg_commands.ipynb #kg-trace
 @kg.command("trace")
 def kg_trace(
@@ -261,13 +270,16 @@ def kg_trace(
     _check_llm(annotator, studies)
     reports = read_texts(studies, section) if studies else []
     graph = M3KG.load(folder)
-    named = {i for ids in edges_of(graph, source, target, relation).reports for i in ids}
+    rows = edges_of(graph, source, target, relation)
+    named = {i for ids in rows.reports for i in ids}
     if annotations:
         annotated = load_annotations(annotations)
     else:
         wanted = [text for text in reports if every or str(text[0]) in named]
         annotated = iter_annotations(wanted, annotator)
-    show_rows(edge_sentences(graph, annotated, source, target, relation, every), as_json)
+    sentences = edge_sentences(graph, annotated, source, target, relation, every)
+    show_rows(sentences, as_json)
+    _say_left_out(rows, len(sentences), every)
 
 # %% ../../nbs/10_use/13_kg_commands.ipynb #kg_import
 _RexkgNodes = Annotated[Path, typer.Argument(help="kg_nodes.json")]

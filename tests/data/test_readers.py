@@ -216,10 +216,14 @@ FAULTS = [  # file name, content, what the line must say
     (
         "own.csv",
         "name,image,findings\n",
-        "no column id; found: name, image, findings; needed: id, findings",
+        "no column id; found: name, image, findings; id may be called id, studyid",
     ),
     ("own.csv", "id;image;findings\n", "separated by semicolons"),
-    ("own.csv", "id,images,findings\na,a.png,Clear.\n", "Call it image"),
+    (
+        "own.csv",
+        "id,path,file,findings\na,a.png,b.png,Clear.\n",
+        "could all be image; call one image",
+    ),
     ("own.csv", "id,image,findings\na,../a.png,Clear.\n", "outside"),
     ("own.csv", "id,image,findings\n,a.png,Clear.\n", "line 2: a study without an id"),
     ("own.csv", "id,image,findings,split\na,a.png,x,best\n", "'best'"),

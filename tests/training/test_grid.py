@@ -388,7 +388,7 @@ def test_a_prompt_needs_no_quotes():
 
 def test_label_files_beside_the_studies_count(tmp_path):
     (tmp_path / "a.csv").write_text("x")
-    config = load_config("demo", [f"studies.path={tmp_path / 'a.csv'}"])
+    config = load_config("own-small", [f"studies.path={tmp_path / 'a.csv'}"])
     before = stage_hash(STAGES[0], config, {})
     (tmp_path / "chexbert_labels").mkdir()
     (tmp_path / "chexbert_labels" / "findings_fixed.json").write_text("{}")

@@ -478,3 +478,91 @@ def test_commands_do_not_write_over_what_they_read(run, tmp_path):
     ):
         assert "is the source itself" in run(*command, cwd=tmp_path, expect=1).stderr
     assert (tmp_path / "t.csv").read_text() == before
+
+
+# Own data: what a newcomer has, and what stops him or her.
+
+
+def test_version_and_short_help(run, tmp_path):
+    from r2genkg import __version__
+
+    assert run("--version", cwd=tmp_path).stdout == f"r2genkg {__version__}\n"
+    for command in ((), ("kg",), ("train",)):
+        assert "Usage" in run(*command, "-h", cwd=tmp_path).stdout
+    listed = " ".join(run("-h", cwd=tmp_path).stdout.split())
+    assert "..." not in listed.partition("Commands:")[2]
+
+
+def test_a_path_with_drawn_images_is_refused(run, tmp_path):
+    _table(tmp_path)
+    given = ("train", "--preset", "demo-small", "--set", "studies.path=t.csv", "--out", "r")
+    fault = run(*given, cwd=tmp_path, expect=1).stderr
+    assert "source is phantom" in fault and "own-small" in fault
+    assert not (tmp_path / "r").exists()
+
+
+def test_reports_without_films_feed_the_graph(run, tmp_path):
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "a.png")
+    _table(
+        tmp_path,
+        id=["a", "b", "c"],
+        image=["a.png", "", "a.png"],
+        findings=["Small effusion.", "Large pneumothorax.", "Clear lungs."],
+        split=["train", "train", "test"],
+    )
+    own = ("train", "--preset", "own-small", "--set", "studies.path=t.csv")
+    done = run(*own, "--upto", "m3kg", "--out", "r", cwd=tmp_path)
+    assert "1 train, 0 val, 1 test" in done.stderr and "2 reports" in done.stderr
+    assert not (tmp_path / "r" / ".lock").exists()
+
+
+def test_offline_names_every_missing_model_at_once(run, tmp_path):
+    Image.fromarray(np.zeros((224, 224), np.uint8)).save(tmp_path / "a.png")
+    _table(tmp_path, id=["a", "b"], image=["a.png"] * 2, findings=["Clear."] * 2)
+    named = ("llm.name=nobody/llama", "classifier.backbone=nobody/swin", "llm.adapter=lora")
+    own = ["train", "--offline", "--preset", "own-small", "--set", "studies.path=t.csv"]
+    own += ["--set", "train.evals_per_epoch=0", "--out", "r"]
+    for change in named:
+        own += ["--set", change]
+    fault = run(*own, cwd=tmp_path, expect=1).stderr
+    assert "no study with findings in the split" in fault  # this machine comes first
+    _table(
+        tmp_path,
+        id=["a", "b"],
+        image=["a.png"] * 2,
+        findings=["Clear."] * 2,
+        split=["train", "test"],
+    )
+    fault = run(*own, cwd=tmp_path, expect=1).stderr.splitlines()[-1]
+    assert "nobody/llama" in fault and "nobody/swin" in fault and "offline" in fault
+
+
+def test_cost_of_annotation_needs_no_output(run, tmp_path):
+    _table(tmp_path)
+    given = ("annotate", "t.csv", "--annotator", "llm:gpt-4o", "--dry-run", "--json")
+    given += ("--price-input", "1", "--price-output", "1")
+    assert json.loads(run(*given, cwd=tmp_path).stdout)["calls"] >= 1
+    assert {p.name for p in tmp_path.iterdir()} == {"t.csv"}
+    run("annotate", "t.csv", cwd=tmp_path, expect=2)
+
+
+def test_trace_says_what_it_left_out_and_what_is_near(run, tmp_path):
+    _table(
+        tmp_path,
+        id=list("abcdefgh"),
+        image=[""] * 8,
+        findings=["Small left pleural effusion."] * 8,
+    )
+    run("kg", "build", "--studies", "t.csv", "--out", "g", "--min-count", "1", cwd=tmp_path)
+    trace = ("kg", "trace", "g", "effusion", "pleural", "--studies", "t.csv")
+    assert "of 8 sentences that the graph counted; --every" in run(*trace, cwd=tmp_path).stderr
+    assert "sentences that" not in run(*trace, "--every", cwd=tmp_path).stderr
+    fault = run("kg", "trace", "g", "small", "left", "--studies", "t.csv", cwd=tmp_path, expect=1)
+    assert "no edge between 'small' and 'left'; near: " in fault.stderr
+
+
+def test_a_headline_begins_the_scores(run, tmp_path):
+    (tmp_path / "r.json").write_text(json.dumps({"a": ["no effusion ."], "b": ["large heart ."]}))
+    shown = run("score", "--refs", "r.json", "--hypos", "r.json", cwd=tmp_path).stdout.splitlines()
+    assert shown[0].startswith("BLEU-1") and any(not line.strip() for line in shown[:12])
+    assert "ce_f1/micro-14/u0" in "\n".join(shown[: shown.index("")])
