@@ -162,6 +162,8 @@ def _is_blank(sentences: Sequence[str]) -> bool:
 
 #: The name of a mention of something abnormal that is none of the labels.
 _OTHER = "Other Finding"
+#: Mentions that count as Edema unless the report denies edema: "vascular congestion without edema".
+_CONGESTION = "Vascular Congestion"
 #: What No Finding does not look at.
 _NO_FINDING_RULES = {"chexbert": ("Support Devices",), "chexpert": ("Support Devices", _OTHER)}
 
@@ -171,6 +173,10 @@ def _aggregate(mentions: Iterable[_Mention], no_finding: str = "chexbert") -> di
     values: dict[str, set[int]] = {}
     for mention in mentions:
         values.setdefault(mention.label, set()).add(mention.value)
+    congestion = values.pop(_CONGESTION, set())
+    denied = values.get("Edema") == {0} and congestion - {0}
+    if congestion:
+        values.setdefault(_OTHER if denied else "Edema", set()).update(congestion)
     labels = {}
     for label, seen in values.items():
         labels[label] = next(float(v) for v in (1, -1, 0) if v in seen)
