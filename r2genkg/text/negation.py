@@ -74,14 +74,27 @@ def _other_cues(kind: str) -> dict[str, list[str]]:
     return cues | {"termination": _terminations() + _own_cues(kind, "termination")}
 
 # %% ../../nbs/03_text/04_negation.ipynb #tables
-class _CueTables(NamedTuple):
-    "Phrase tables of cues; tags are pseudo, following, preceding, around, addition, termination."
+class _Cues(NamedTuple):
+    "The cues of one kind; tags are pseudo, following, preceding, around, addition, termination."
 
-    negation: Mapping
-    uncertainty: Mapping
-    removal: Mapping
-    denial: Mapping  # negation without "is normal"
-    reversal: Mapping  # what takes a denial back: "absence of edema can not be confirmed"
+    table: Mapping  # of phrases
+    first_words: frozenset[str]  # of the cues that reach other words: a sentence without them needs no search
+
+
+def _cues(phrases: Mapping[str, list[str]]) -> _Cues:
+    "The cues of phrases by tag."
+    acting = {tag: phrases.get(tag, []) for tag in ("preceding", "following", "around")}
+    return _Cues(phrase_table(phrases), frozenset(phrase_table(acting)))
+
+
+class _CueTables(NamedTuple):
+    "The cues of each kind."
+
+    negation: _Cues
+    uncertainty: _Cues
+    removal: _Cues
+    denial: _Cues  # negation without "is normal"
+    reversal: _Cues  # what takes a denial back: "absence of edema can not be confirmed"
 
 
 @lru_cache(maxsize=1)
@@ -101,7 +114,7 @@ def _cue_tables() -> _CueTables:
         list(_fill_slots(words_of(own[key]), own["slots"])) for key in ("reversal", "reversal in front")
     )
     reversal = {"following": behind, "preceding": in_front, "termination": _terminations()}
-    return _CueTables(*map(phrase_table, (negation, uncertainty, removal, denial, reversal)))
+    return _CueTables(*map(_cues, (negation, uncertainty, removal, denial, reversal)))
 
 # %% ../../nbs/03_text/04_negation.ipynb #_next_clause
 _VERBS = frozenset(
@@ -272,10 +285,12 @@ def _scope_before(tokens: Sequence[str], cues: Sequence[Term], k: int) -> range:
 
 # %% ../../nbs/03_text/04_negation.ipynb #in-scope
 def _scopes(
-    tokens: Sequence[str], table: Mapping, hedges: bool = False
+    tokens: Sequence[str], known: _Cues, hedges: bool = False
 ) -> Iterator[tuple[Term, range]]:
-    "Each cue of the table with the tokens that it reaches."
-    cues = [term for term in find_phrases(tokens, table) if term.type != "pseudo"]
+    "Each cue of a sentence with the tokens that it reaches."
+    if known.first_words.isdisjoint(tokens):
+        return
+    cues = [term for term in find_phrases(tokens, known.table) if term.type != "pseudo"]
     for k, cue in enumerate(cues):
         if cue.type in ("preceding", "around"):
             yield cue, _scope_behind(tokens, cues, k, hedges)
@@ -283,10 +298,10 @@ def _scopes(
             yield cue, _scope_before(tokens, cues, k)
 
 
-def _in_scope(tokens: Sequence[str], table: Mapping, hedges: bool = False) -> list[bool]:
-    "Per token whether a cue of the table reaches it."
+def _in_scope(tokens: Sequence[str], known: _Cues, hedges: bool = False) -> list[bool]:
+    "Per token whether a cue reaches it."
     reached = [False] * len(tokens)
-    for _, scope in _scopes(tokens, table, hedges):
+    for _, scope in _scopes(tokens, known, hedges):
         for i in scope:
             reached[i] = True
     return reached
@@ -303,7 +318,7 @@ class Flags(NamedTuple):
 def _take_back(
     flags: Flags,
     tokens: Sequence[str],
-    reversal: Mapping,  # phrase table
+    reversal: _Cues,
 ) -> None:
     "Make uncertain what is denied and whose denial is denied."
     for i, is_reversed in enumerate(_in_scope(tokens, reversal)):
@@ -372,8 +387,8 @@ def deciding_cue(
     tables, number = _cue_tables(), len(tokens)
     tokens = [*tokens, "."]
     choices = {"negated": [tables.negation], "removed": [tables.removal]}
-    for table in choices.get(flag, [tables.uncertainty, tables.reversal]):
-        for cue, scope in _scopes(tokens, table, table is tables.uncertainty):
+    for known in choices.get(flag, [tables.uncertainty, tables.reversal]):
+        for cue, scope in _scopes(tokens, known, known is tables.uncertainty):
             if i in scope:
                 return cue._replace(end=min(cue.end, number - 1))
     than, scope = _less_fitting(tokens)
