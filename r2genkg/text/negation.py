@@ -78,7 +78,9 @@ class _Cues(NamedTuple):
     "The cues of one kind; tags are pseudo, following, preceding, around, addition, termination."
 
     table: Mapping  # of phrases
-    first_words: frozenset[str]  # of the cues that reach other words: a sentence without them needs no search
+    first_words: frozenset[
+        str
+    ]  # of the cues that reach other words: a sentence without them needs no search
 
 
 def _cues(phrases: Mapping[str, list[str]]) -> _Cues:
@@ -111,7 +113,8 @@ def _cue_tables() -> _CueTables:
     denial = negation | {"following": denying}
     own = load_lexicon().assertion
     behind, in_front = (
-        list(_fill_slots(words_of(own[key]), own["slots"])) for key in ("reversal", "reversal in front")
+        list(_fill_slots(words_of(own[key]), own["slots"]))
+        for key in ("reversal", "reversal in front")
     )
     reversal = {"following": behind, "preceding": in_front, "termination": _terminations()}
     return _CueTables(*map(_cues, (negation, uncertainty, removal, denial, reversal)))
@@ -339,7 +342,7 @@ def _restore_small_one(flags: Flags, tokens: Sequence[str]) -> None:
 # %% ../../nbs/03_text/04_negation.ipynb #less-fitting
 @lru_cache(maxsize=1)
 def _fitting() -> Mapping:
-    "Phrases that compare: \"more in keeping with\"."
+    'Phrases that compare: "more in keeping with".'
     own = load_lexicon().assertion
     return phrase_table({"more": list(_fill_slots(["more <keeping>"], own["slots"]))})
 

@@ -295,7 +295,12 @@ _RefLabels = Annotated[
     typer.Option(help="Label file of the references (first column: id), e.g. of CheXbert."),
 ]
 _HypoLabels = Annotated[Optional[Path], typer.Option(help="Label file of the generated reports.")]
-_Labeler = Annotated[str, typer.Option(help="rules | chexbert:FILE, without label files.")]
+_Labeler = Annotated[
+    str,
+    typer.Option(
+        help="rules | rules:chexpert (bare No Finding, keys end in /bare) | chexbert:FILE, without label files."
+    ),
+]
 
 # %% ../../nbs/10_use/16_commands.ipynb #score-options-2
 Graph = Annotated[

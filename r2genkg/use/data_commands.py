@@ -228,7 +228,12 @@ _Key = Annotated[
         "empty: the report itself."
     ),
 ]
-_Labeler = Annotated[str, typer.Option(help="rules | chexbert:FILE")]
+_Labeler = Annotated[
+    str,
+    typer.Option(
+        help="rules | rules:chexpert (No Finding by CheXpert's bare rule) | chexbert:FILE"
+    ),
+]
 _Compare = Annotated[
     Optional[Path],
     typer.Option(
