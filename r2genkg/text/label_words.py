@@ -22,8 +22,8 @@ from .sentences import tokenize
 class LabelReason(NamedTuple):
     """Words that gave a label.
 
-    `rule` is one of: mention, denial, removal (of a device), hedge, normal (a normal state), borderline, other finding (it
-    leaves No Finding open), nothing abnormal (No Finding, without words).
+    `rule` is one of: mention, denial, removal (of a device), hedge, normal (a normal state), borderline, other finding
+    (it leaves No Finding open), nothing abnormal (No Finding, without words).
     """
 
     label: str

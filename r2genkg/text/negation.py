@@ -412,12 +412,12 @@ def relate(
     links: Iterable[tuple[int, int, str]],  # head, tail, type
 ) -> tuple[Relation, ...]:
     "Relations with their polarity: that of their ends, and absent where a denial stands between them."
-    relations = []
+    relations, low = [], tuple(t.lower() for t in tokens)
     for head, tail, type in links:
         a, b = entities[head], entities[tail]
         polarity = joint_polarity(a.polarity, b.polarity)
         if polarity == "present":
-            denied = _denied(tuple(t.lower() for t in tokens))
+            denied = _denied(low)
             if denied[a.start] != denied[b.start]:
                 polarity = "absent"
         relations.append(Relation(head, tail, type, polarity))
