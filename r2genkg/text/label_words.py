@@ -82,7 +82,7 @@ def _label_of(mention: _Mention, labels: dict[str, float]) -> tuple[str, int | N
     "The label that a mention gave, and its value; None if it gave none."
     name = mention.label
     if name == _CONGESTION:
-        name = _OTHER if labels.get("Edema") == 0 and mention.value else "Edema"
+        name = "Edema" if labels.get("Edema") == mention.value else _OTHER
     if name == _OTHER:
         return ("No Finding", None) if "No Finding" not in labels and mention.value else None
     return (name, mention.value) if labels.get(name) == mention.value else None

@@ -162,7 +162,7 @@ def _is_blank(sentences: Sequence[str]) -> bool:
 
 #: The name of a mention of something abnormal that is none of the labels.
 _OTHER = "Other Finding"
-#: Mentions that count as Edema unless the report denies edema: "vascular congestion without edema".
+#: Mentions that count as Edema unless the report speaks of edema itself: "vascular congestion without edema".
 _CONGESTION = "Vascular Congestion"
 #: What No Finding does not look at.
 _NO_FINDING_RULES = {"chexbert": ("Support Devices",), "chexpert": ("Support Devices", _OTHER)}
@@ -174,9 +174,9 @@ def _aggregate(mentions: Iterable[_Mention], no_finding: str = "chexbert") -> di
     for mention in mentions:
         values.setdefault(mention.label, set()).add(mention.value)
     congestion = values.pop(_CONGESTION, set())
-    denied = values.get("Edema") == {0} and congestion - {0}
     if congestion:
-        values.setdefault(_OTHER if denied else "Edema", set()).update(congestion)
+        stands_in = "Edema" not in values or congestion == {0}
+        values.setdefault("Edema" if stands_in else _OTHER, set()).update(congestion)
     labels = {}
     for label, seen in values.items():
         labels[label] = next(float(v) for v in (1, -1, 0) if v in seen)
