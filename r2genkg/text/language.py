@@ -68,7 +68,7 @@ def is_english(
     return total.english > 0 or total.known >= _LEAST_KNOWN * total.words
 
 # %% ../../nbs/03_text/03_language.ipynb #english-sentences
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=512)
 def _known_counts(sentence: str) -> WordCounts:
     "The counts of a sentence; those of repeated sentences are remembered."
     return count_words(sentence)
