@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..core.files import R2GenKGError
 from ..core.runtime import progress
@@ -21,7 +21,7 @@ from ..data.readers import read_texts
 from ..data.tabular import plain_text
 from .annotation_files import save_annotations
 from ..text.rules import RulesAnnotator
-from ..text.sentences import split_sentences
+from ..text.language import english_sentences, warn_of_languages
 
 # %% ../../nbs/04_extraction/02_annotate.ipynb #annotator
 class Annotator(Protocol):
@@ -76,28 +76,44 @@ def get_annotator(
         importlib.import_module(_PROVIDERS[name])
     return _FACTORIES[name](rest)
 
+# %% ../../nbs/04_extraction/02_annotate.ipynb #read-report
+class _Report(NamedTuple):
+    "A report with its sentences; one that is not English has none."
+
+    id: str
+    text: str
+    sentences: list[str]
+    is_english: bool
+
+
+def _read_report(id: str, text: Any) -> _Report:
+    "A checked report. Raises `R2GenKGError` for anything but a text."
+    text = plain_text(text, f"report {str(id)!r}")
+    sentences = english_sentences(text)
+    return _Report(id, text, sentences or [], sentences is not None)
+
 # %% ../../nbs/04_extraction/02_annotate.ipynb #_annotate_batch
 def _annotate_batch(
-    reports: Sequence[tuple[str, str]],  # (id, text)
+    reports: Sequence[_Report],
     engine: Annotator,
     known: OrderedDict[str, SentenceAnnotation],  # by sentence, in the order of their last use
 ) -> Iterator[tuple[str, list[SentenceAnnotation]]]:
     "Annotations of a few reports; new sentences are added to `known`."
     whole: Sequence[Any] = [None] * len(reports)
     if hasattr(engine, "annotate_reports"):
-        whole = engine.annotate_reports([text for _, text in reports])
-    split: list[list[str]] = []
-    for (_, text), done in zip(reports, whole, strict=True):
-        split.append(split_sentences(text) if done is None else [])
+        whole = engine.annotate_reports([r.text if r.is_english else "" for r in reports])
+    split: list[Sequence[str]] = []
+    for report, done in zip(reports, whole, strict=True):
+        split.append(report.sentences if done is None else ())
 
     new = list(dict.fromkeys(s for sentences in split for s in sentences if s not in known))
     if new:
         known.update(zip(new, engine.annotate(new), strict=True))
 
-    for (id, _), done, sentences in zip(reports, whole, split, strict=True):
+    for report, done, sentences in zip(reports, whole, split, strict=True):
         for sentence in sentences:
             known.move_to_end(sentence)
-        yield id, [known[s] for s in sentences] if done is None else list(done)
+        yield report.id, [known[s] for s in sentences] if done is None else list(done)
 
 # %% ../../nbs/04_extraction/02_annotate.ipynb #warn-of-losses
 def warn_of_losses(source: Any, counts: Mapping[str, int]) -> None:
@@ -124,15 +140,19 @@ def iter_annotations(
     cache: int = 50_000,  # distinct sentences remembered
     batch: int = 64,  # reports handed to the annotator at once
 ) -> Iterator[tuple[str, list[SentenceAnnotation]]]:
-    "Annotate a stream of reports, in order, in bounded memory (paper, Figure 2, step 1)."
-    engine, stream = get_annotator(annotator), iter(reports)
+    """Annotate a stream of reports, in order, in bounded memory (paper, Figure 2, step 1).
+
+    A report that is not English gets no sentences; how many these are is logged.
+    """
+    engine, stream, foreign = get_annotator(annotator), iter(reports), 0
     known: OrderedDict[str, SentenceAnnotation] = OrderedDict()
-    while chunk := list(islice(stream, batch)):
-        checked = [(id, plain_text(text, f"report {str(id)!r}")) for id, text in chunk]
-        yield from _annotate_batch(checked, engine, known)
+    while chunk := [_read_report(id, text) for id, text in islice(stream, batch)]:
+        foreign += sum(not report.is_english for report in chunk)
+        yield from _annotate_batch(chunk, engine, known)
         while len(known) > cache:
             known.popitem(last=False)
     _report_losses(annotator, engine)
+    warn_of_languages(foreign, "annotations")
 
 # %% ../../nbs/04_extraction/02_annotate.ipynb #annotate
 def annotate(

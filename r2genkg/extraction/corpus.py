@@ -22,7 +22,7 @@ from ..data.annotation import SentenceAnnotation
 from ..data.tabular import plain_text
 from .annotation_files import annotation_line
 from .extractor import ExtractModel
-from ..text.sentences import split_sentences
+from ..text.language import english_sentences, warn_of_languages
 
 # %% ../../nbs/04_extraction/20_corpus.ipynb #progress
 _TABLES = """PRAGMA synchronous=NORMAL; PRAGMA cache_size=-20000;
@@ -72,14 +72,19 @@ class _CorpusState:
 
 # %% ../../nbs/04_extraction/20_corpus.ipynb #add-reports
 def _add_reports(db: sqlite3.Connection, rows: Sequence[tuple[str, str]], digest: str) -> None:
-    "Store new sentences and the reports' sentence numbers."
+    "Store new sentences and the reports' sentence numbers; a report that is not English has none."
+    foreign = 0
     for id, text in rows:
-        sentences = split_sentences(plain_text(text, f"report {id!r}"))
+        english = english_sentences(plain_text(text, f"report {id!r}"))
+        foreign += english is None
+        sentences = english or []
         new = ((s, len(s)) for s in sentences)
         db.executemany("INSERT OR IGNORE INTO sentences(text, size) VALUES (?, ?)", new)
         numbers = [_sentence_number(db, s) for s in sentences]
         db.execute("INSERT INTO reports(id, members) VALUES (?, ?)", (id, json.dumps(numbers)))
     db.execute("INSERT OR REPLACE INTO facts VALUES ('digest', ?)", (digest,))
+    db.execute("INSERT OR IGNORE INTO facts VALUES ('not English', '0')")
+    db.execute("UPDATE facts SET value = value + ? WHERE name='not English'", (foreign,))
 
 
 def _sentence_number(db: sqlite3.Connection, sentence: str) -> int:
@@ -181,6 +186,7 @@ def _three_steps(
 ) -> dict[str, Any]:
     state = _CorpusState(out.with_name(f"{out.name}.progress"), fingerprint(key, batch_size))
     _read_corpus(state, reports)
+    warn_of_languages(int(state.fact("not English", "0")), "annotations")
     left = sum(1 for _ in _open_batches(state, batch_size))
     for rows in progress(run(_open_batches(state, batch_size)), "extracting", left):
         with state as db:

@@ -25,7 +25,7 @@ from r2genkg.extraction.llm_prompts import (
     response_format,
 )
 from .llm_settings import LLMSettings, price_in_dollars
-from ..text.sentences import split_sentences
+from ..text.language import english_sentences, warn_of_languages
 
 # %% ../../nbs/04_extraction/09_llm_questions.ipynb #documents
 #: The most sentences of one question.
@@ -33,20 +33,26 @@ DOCUMENT_SENTENCES = 30
 
 
 def split_documents(text: str) -> list[tuple[str, ...]]:
-    "The sentences of a report, in groups of at most `DOCUMENT_SENTENCES`."
-    sentences, size = split_sentences(text), DOCUMENT_SENTENCES
+    "The sentences of a report, in groups of at most `DOCUMENT_SENTENCES`; none where it is not English."
+    sentences, size = english_sentences(text) or [], DOCUMENT_SENTENCES
     return [tuple(sentences[i : i + size]) for i in range(0, len(sentences), size)]
 
 # %% ../../nbs/04_extraction/09_llm_questions.ipynb #documents-by-report
 def documents_by_report(
     reports: Iterable[tuple[str, str]],  # (id, text)
 ) -> dict[str, list[tuple[str, ...]]]:
-    "Report id -> its documents. Raises `R2GenKGError` for an id that occurs twice."
+    """Report id -> its documents; logs how many reports have none because they are not English.
+
+    Raises `R2GenKGError` for an id that occurs twice.
+    """
     found: dict[str, list[tuple[str, ...]]] = {}
+    foreign = 0
     for id, text in reports:
         if id in found:
             raise R2GenKGError(f"report id {id!r} is there twice; ids must differ")
+        foreign += english_sentences(text) is None
         found[id] = split_documents(text)
+    warn_of_languages(foreign, "annotations")
     return found
 
 # %% ../../nbs/04_extraction/09_llm_questions.ipynb #answer_key

@@ -123,8 +123,16 @@ def _average_counts(
     return {name: ratio((value * support).sum(-1), total, zero) for name, value in by_label.items()}
 
 # %% ../../nbs/08_scores/01_clinical_efficacy.ipynb #variant_name
+#: Rule for No Finding -> what a key with 14 labels ends in.
+_NO_FINDING_ENDINGS = {"chexbert": "", "chexpert": "/bare"}
+
+
 def _variant_name(
-    average: str = "macro", labels: int = 14, uncertain: int = 0, zero_division: float = 0.0
+    average: str = "macro",
+    labels: int = 14,
+    uncertain: int = 0,
+    zero_division: float = 0.0,
+    no_finding: str = "chexbert",
 ) -> str:
     "Name of a variant as in the keys: `macro-14/u0`. Raises `R2GenKGError` for an unknown choice."
     choices = (
@@ -132,11 +140,14 @@ def _variant_name(
         ("labels", labels, tuple(_LABEL_SETS)),
         ("uncertain", uncertain, (0, 1)),
         ("zero_division", zero_division, (0, 1)),
+        ("no_finding", no_finding, tuple(_NO_FINDING_ENDINGS)),
     )
     for name, value, known in choices:
         if value not in known:
             raise R2GenKGError(f"{name}={value!r} is none of {', '.join(map(str, known))}")
-    return f"{average}-{labels}/u{uncertain}" + ("/z1" if zero_division else "")
+    has_no_finding = "No Finding" in _LABEL_SETS[labels]
+    ending = _NO_FINDING_ENDINGS[no_finding] if has_no_finding else ""
+    return f"{average}-{labels}/u{uncertain}" + ("/z1" if zero_division else "") + ending
 
 # %% ../../nbs/08_scores/01_clinical_efficacy.ipynb #_variant_stats
 def _example_stats(counts: np.ndarray, zero: float) -> dict[str, StudyStats]:
@@ -172,6 +183,7 @@ def ce_stats(
     labels: Sequence[int] = tuple(_LABEL_SETS),  # label sets: 14, 13 (without No Finding), 5
     uncertain: Sequence[int] = (0, 1),
     zero_division: float = 0.0,
+    no_finding: str = "chexbert",  # the rule by which the labels were made: chexbert | chexpert
 ) -> dict[str, StudyStats]:
     "The wanted variants as statistics per study, keyed `ce_f1/macro-14/u0` and so on."
     ref, hypo = _pair_labels(ref_labels, hypo_labels)
@@ -179,7 +191,10 @@ def ce_stats(
     for policy in uncertain:
         counts = label_counts(_binary(ref, policy), _binary(hypo, policy))
         for size in labels:
-            names = [_variant_name(average, size, policy, zero_division) for average in averages]
+            names = [
+                _variant_name(average, size, policy, zero_division, no_finding)
+                for average in averages
+            ]
             kept = counts[:, :, [LABELS.index(label) for label in _LABEL_SETS[size]]]
             flat = kept.reshape(len(kept), -1)
             for average, name in zip(averages, names):
@@ -265,7 +280,8 @@ def keep_preset(
     if preset not in CE_PRESETS:
         raise R2GenKGError(f"CE preset {preset!r} is none of {', '.join(CE_PRESETS)}")
     wanted = CE_PRESETS[preset].keys()
-    return {k: value for k, value in scores.items() if not k.startswith("ce_") or k in wanted}
+    kept = {key + ending for key in wanted for ending in _NO_FINDING_ENDINGS.values()}
+    return {k: value for k, value in scores.items() if not k.startswith("ce_") or k in kept}
 
 # %% ../../nbs/08_scores/01_clinical_efficacy.ipynb #confusion
 #: CheXbert's classes 0..3.

@@ -100,6 +100,18 @@ def _name(source: Any) -> str:
         return source
     return "given" if isinstance(source, tuple) else type(source).__name__
 
+
+def _label_tables(
+    refs: list[str], hypos: list[str], labels: Any
+) -> tuple[tuple[pd.DataFrame, pd.DataFrame], str]:
+    "Label tables of both sides, and the rule of their No Finding; given tables count as CheXbert's."
+    from r2genkg.text.labels import get_labeler
+
+    if isinstance(labels, tuple):
+        return labels, "chexbert"
+    labeler = get_labeler(labels)
+    return _label(refs, hypos, labeler), getattr(labeler, "no_finding", "chexbert")
+
 # %% ../../nbs/08_scores/05_metrics.ipynb #evaluate_reports
 def evaluate_reports(
     refs: Sequence[str],  # reference reports
@@ -126,8 +138,8 @@ def evaluate_reports(
         settings["labels"] = _name(labels)
         if warning := ce_warning(source):
             settings["ce_warning"] = warning
-        labels = labels if isinstance(labels, tuple) else _label(refs, hypos, labels)
-        found |= ce_stats(*labels)
+        labels, rule = _label_tables(refs, hypos, labels)
+        found |= ce_stats(*labels, no_finding=rule)
     if annotations is not None:
         settings["annotations"] = _name(annotations)
         if not isinstance(annotations, tuple):

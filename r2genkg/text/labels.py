@@ -7,7 +7,7 @@ __all__ = ['RulesLabeler', 'Labeler', 'get_labeler', 'label_reports', 'with_labe
 
 # %% ../../nbs/03_text/09_labels.ipynb #code-2
 from dataclasses import replace
-import logging, re
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
@@ -19,9 +19,9 @@ import yaml
 from .negation import Flags, assertions
 from ..data.study import LABELS, Study
 from ..core.files import R2GenKGError
-from .language import WordCounts, count_words, is_english
+from .language import english_sentences, warn_of_languages
 from .lexicon import Term, find_phrases, load_lexicon, phrase_table, words_of
-from .sentences import split_sentences, tokenize
+from .sentences import tokenize
 from ..data.collecting import _NO_TEXT
 from ..data.tabular import plain_text
 
@@ -162,6 +162,8 @@ def _is_blank(sentences: Sequence[str]) -> bool:
 
 #: The name of a mention of something abnormal that is none of the labels.
 _OTHER = "Other Finding"
+#: Mentions that count as Edema unless the report speaks of edema itself: "vascular congestion without edema".
+_CONGESTION = "Vascular Congestion"
 #: What No Finding does not look at.
 _NO_FINDING_RULES = {"chexbert": ("Support Devices",), "chexpert": ("Support Devices", _OTHER)}
 
@@ -171,6 +173,10 @@ def _aggregate(mentions: Iterable[_Mention], no_finding: str = "chexbert") -> di
     values: dict[str, set[int]] = {}
     for mention in mentions:
         values.setdefault(mention.label, set()).add(mention.value)
+    congestion = values.pop(_CONGESTION, set())
+    if congestion:
+        stands_in = "Edema" not in values or congestion == {0}
+        values.setdefault("Edema" if stands_in else _OTHER, set()).update(congestion)
     labels = {}
     for label, seen in values.items():
         labels[label] = next(float(v) for v in (1, -1, 0) if v in seen)
@@ -179,15 +185,6 @@ def _aggregate(mentions: Iterable[_Mention], no_finding: str = "chexbert") -> di
         labels["No Finding"] = 1.0
     labels.pop(_OTHER, None)
     return labels
-
-# %% ../../nbs/03_text/09_labels.ipynb #RulesLabeler
-def _warn_of_languages(unlabelled: Iterable[str]) -> None:
-    "Log how many reports without labels are not English."
-    counts = ([count_words(sentence) for sentence in split_sentences(text)] for text in unlabelled)
-    number = sum(not is_english(words) for words in counts)
-    if number:
-        message = "reports without labels because they are not English: %d"
-        logging.getLogger("r2genkg").warning(message, number)
 
 # %% ../../nbs/03_text/09_labels.ipynb #label-rules
 _MAX_SENTENCES = 50_000  # distinct sentences whose mentions are remembered
@@ -217,13 +214,6 @@ class _OtherFindings:
             yield _Mention(_OTHER, value, term.start, term.end)
 
 # %% ../../nbs/03_text/09_labels.ipynb #read
-class _Read(NamedTuple):
-    "What is remembered of a sentence."
-
-    mentions: tuple[_Mention, ...]
-    words: WordCounts
-
-
 class RulesLabeler:
     "The 14 labels by phrases, NegEx and CheXpert's aggregation (Irvin et al. 2019)."
 
@@ -238,18 +228,15 @@ class RulesLabeler:
         exceptions = [phrase for row in rows.values() for phrase in words_of(row.get("except", ""))]
         named = {label: words_of(row.get("mention", "")) for label, row in rows.items()}
         self.mentions = _tagged_table(named, exceptions)
-        self._seen: dict[str, _Read] = {}
-
-    def _read(self, sentence: str) -> _Read:
-        if sentence not in self._seen:
-            if len(self._seen) >= _MAX_SENTENCES:
-                self._seen.clear()
-            self._seen[sentence] = _Read(tuple(self._find(sentence)), count_words(sentence))
-        return self._seen[sentence]
+        self._seen: dict[str, tuple[_Mention, ...]] = {}
 
     def sentence_mentions(self, sentence: str) -> tuple[_Mention, ...]:
         "All statements of one sentence; those of repeated sentences are remembered."
-        return self._read(sentence).mentions
+        if sentence not in self._seen:
+            if len(self._seen) >= _MAX_SENTENCES:
+                self._seen.clear()
+            self._seen[sentence] = tuple(self._find(sentence))
+        return self._seen[sentence]
 
     def _find(self, sentence: str) -> Iterator[_Mention]:
         low = [t.lower() for t in tokenize(sentence)]
@@ -274,23 +261,19 @@ class RulesLabeler:
 
         A report that is blank or not English has none.
         """
-        sentences = split_sentences(text)
-        if _is_blank(sentences):
+        return self._labels_of(english_sentences(text))
+
+    def _labels_of(self, sentences: Sequence[str] | None) -> dict[str, float]:
+        if sentences is None or _is_blank(sentences):
             return {}
-        reads = [self._read(sentence) for sentence in sentences]
-        if not is_english(read.words for read in reads):
-            return {}
-        return _aggregate((m for read in reads for m in read.mentions), self.no_finding)
+        mentions = (m for sentence in sentences for m in self.sentence_mentions(sentence))
+        return _aggregate(mentions, self.no_finding)
 
     def label_all(self, texts: Iterable[str]) -> list[dict[str, float]]:
         "Labels of each report. Logs how many reports got none because they are not English."
-        labels, empty = [], []
-        for text in texts:
-            labels.append(self.label(text))
-            if not labels[-1] and text.strip():
-                empty.append(text)
-        _warn_of_languages(empty)
-        return labels
+        reports = [english_sentences(text) for text in texts]
+        warn_of_languages(reports.count(None), "labels")
+        return [self._labels_of(sentences) for sentences in reports]
 
 # %% ../../nbs/03_text/09_labels.ipynb #labeler
 class Labeler(Protocol):

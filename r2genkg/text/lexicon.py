@@ -50,15 +50,18 @@ def find_phrases(
     table: Mapping,  # from `phrase_table`
 ) -> Iterator[Term]:
     "The longest matches of a phrase table, left to right, without overlap."
-    i, n = 0, len(tokens)
-    while i < n:
-        for length, tags in table.get(tokens[i], ()):
-            phrase = tuple(tokens[i : i + length])
+    if table.keys().isdisjoint(tokens):
+        return
+    tokens, end = tuple(tokens), 0
+    for i, token in enumerate(tokens):
+        if i < end or token not in table:
+            continue
+        for length, tags in table[token]:
+            phrase = tokens[i : i + length]
             if phrase in tags:
-                yield Term(i, i + length - 1, tags[phrase])
-                i += length - 1
+                end = i + length
+                yield Term(i, end - 1, tags[phrase])
                 break
-        i += 1
 
 # %% ../../nbs/03_text/02_lexicon.ipynb #contextrule
 class _ContextRule(NamedTuple):
