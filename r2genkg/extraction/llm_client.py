@@ -69,15 +69,21 @@ def _redact(text: str, key: str = "") -> str:
 _FORMAT_WORDS = re.compile(r"response_format|json_schema|json schema|structured|grammar|guided")
 
 
+def _softer_format(response_format: dict[str, Any]) -> dict[str, Any] | None:
+    "The next weaker way to ask for JSON: by schema, by schema as llama.cpp's servers take it, any JSON, not at all."
+    if response_format["type"] == "json_schema":
+        schema = response_format.get("json_schema", {}).get("schema", {})
+        return {"type": "json_object", "schema": schema}
+    return {"type": "json_object"} if "schema" in response_format else None
+
+# %% ../../nbs/04_extraction/07_llm_client.ipynb #without-refused
 def _without_refused(request: dict[str, Any], complaint: str) -> dict[str, Any] | None:
     "The request without the parameter that a 400 complains about, or with its other name; None if none is named."
     complaint, changed = complaint.lower(), dict(request)
     if "response_format" in request and _FORMAT_WORDS.search(complaint):
-        strict = request["response_format"]["type"] == "json_schema"
-        if strict and "json_object" not in complaint:
-            changed["response_format"] = {"type": "json_object"}
-        else:
-            del changed["response_format"]
+        softer = _softer_format(changed.pop("response_format"))
+        if softer:
+            changed["response_format"] = softer
     elif "max_tokens" in request and "max_completion_tokens" in complaint:
         changed["max_completion_tokens"] = changed.pop("max_tokens")
     elif "temperature" in request and "temperature" in complaint:
