@@ -31,6 +31,10 @@ class CallFailed(Exception):
 class _NotACompletion(Exception):
     pass
 
+
+class _Refused(Exception):
+    "The server refuses the request as it stands; the text is its complaint."
+
 # %% ../../nbs/04_extraction/07_llm_client.ipynb #retry-after
 def _seconds_until(date: str) -> float | None:
     "Seconds until an HTTP date; None if it is no date."
@@ -216,6 +220,15 @@ def _may_pass() -> tuple[type[BaseException], ...]:
         _NotACompletion,
     )
 
+# %% ../../nbs/04_extraction/07_llm_client.ipynb #is-refusal
+def _is_refusal(error: BaseException) -> bool:
+    "Whether the server refuses a parameter, so that the same request would fail again."
+    import openai
+
+    if isinstance(error, openai.InternalServerError):
+        return "response_format" in str(error)
+    return isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError))
+
 # %% ../../nbs/04_extraction/07_llm_client.ipynb #llmclient
 class LLMClient:
     "Asks one model; use as `async with LLMClient(settings, budget) as client`."
@@ -237,14 +250,12 @@ class LLMClient:
 
     async def ask(self, system: str, user: str, response_format: dict | None = None) -> Reply:
         "One answer. Raises `CallFailed` for this question only, `R2GenKGError` and `BudgetSpent` for the whole run."
-        import openai
-
         while True:
             question = (self.settings, system, user, response_format)
             request = _build_request(*question, self.complaints)
             try:
                 return await self._ask_often(request)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as e:
+            except _Refused as e:
                 if _without_refused(request, str(e)) is None:
                     raise CallFailed(_redact(str(e), self._key)) from None
                 if request == _build_request(*question, self.complaints):
@@ -269,8 +280,6 @@ class LLMClient:
         )
         try:
             return await tries(self._ask_once, request)
-        except (openai.BadRequestError, openai.UnprocessableEntityError):
-            raise
         except (
             openai.AuthenticationError,
             openai.PermissionDeniedError,
@@ -304,6 +313,8 @@ class LLMClient:
         except Exception as e:
             if _timed_out(e):
                 cost = limit
+            if _is_refusal(e):
+                raise _Refused(str(e)) from None
             raise
         finally:
             await self.budget.settle(limit, cost)
