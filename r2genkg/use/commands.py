@@ -19,7 +19,15 @@ from ..core.config import Config, load_config, preset_names
 from ..core.files import R2GenKGError
 from ..data.study import load_studies
 from ..data.tabular import visible
-from .console import AsJson, Set, keep_freed_memory, show, show_rows, storage_fault
+from r2genkg.use.console import (
+    AsJson,
+    Set,
+    Strict,
+    keep_freed_memory,
+    show,
+    show_rows,
+    storage_fault,
+)
 from .data_commands import annotate_command, data, label_command
 from .extract_commands import extract
 from .kg_commands import kg
@@ -400,12 +408,13 @@ def report_command(
     out: _ReportOut = None,
     pictures: _Pictures = True,
     one_study: _OneStudy = False,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     "Generate a report for each image, with the evidence behind each sentence. Research software, not for clinical use."
     from r2genkg.use.image_reports import report_files
 
-    show(report_files(images, run, out, pictures, one_study), as_json)
+    show(report_files(images, run, out, pictures, one_study, strict), as_json)
 
 # %% ../../nbs/10_use/16_commands.ipynb #audit
 _AuditOut = Annotated[
@@ -469,10 +478,12 @@ Port = Annotated[int, typer.Option(help="Port.")]
 
 # %% ../../nbs/10_use/16_commands.ipynb #app-command
 @app.command("app")
-def app_command(run: _AppRuns, host: _Host = "127.0.0.1", port: Port = 7860) -> None:
+def app_command(
+    run: _AppRuns, host: _Host = "127.0.0.1", port: Port = 7860, strict: Strict = False
+) -> None:
     "A small local page: upload an image, read the report with its evidence, compare two runs. Needs the extra `app`."
     from r2genkg.use.app import load_gradio, serve
 
     load_gradio()  # a missing library is reported before an address is printed
     typer.echo(f"http://{host}:{port} (Ctrl-C ends it)", err=True)
-    serve(run, host, port)
+    serve(run, host, port, strict=strict)

@@ -13,7 +13,7 @@ import typer
 
 from ..core.files import R2GenKGError, check_output_path
 from ..data.tabular import csv_data_frame
-from .console import AsJson, Section, show
+from .console import AsJson, Section, Strict, show
 
 # %% ../../nbs/10_use/14_data_commands.ipynb #data
 data = typer.Typer(no_args_is_help=True, help="Download and prepare data sets.")
@@ -65,14 +65,14 @@ def data_prepare(
     quick: _Quick = False,
     drop_broken: _DropBroken = False,
     refuse_leaks: _RefuseLeaks = False,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     "Check a data set's folder, count what is in it, and write studies.parquet."
     from r2genkg.data.checks import prepare
 
-    counts = prepare(
-        name, root, out, images, splits, section, labels, quick, drop_broken, refuse_leaks
-    )
+    flags = {"quick": quick, "drop_broken": drop_broken, "refuse_leaks": refuse_leaks}
+    counts = prepare(name, root, out, images, splits, section, labels, strict=strict, **flags)
     show(counts, as_json)
 
 # %% ../../nbs/10_use/14_data_commands.ipynb #data_download
