@@ -141,7 +141,9 @@ def _count_images(studies: Sequence[Study], looked: Mapping[str, _Looked]) -> tu
     faults, contents = _sorted_out(looked)
     twice, across, shared = _shared_images(studies, contents)
     doubtful = [f"{path}: {found.doubt}" for path, found in looked.items() if found.doubt]
-    files = {f"{fault} files": [] for fault in ("missing", "unreadable", "refused")}
+    files: dict[str, list[str]] = {
+        f"{fault} files": [] for fault in ("missing", "unreadable", "refused")
+    }
     files |= {"doubtful files": doubtful, "duplicate files": shared}
     for path, fault in faults.items():
         files[f"{fault} files"].append(path)
