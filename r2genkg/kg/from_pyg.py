@@ -51,7 +51,7 @@ def _pyg_nodes(data: Any) -> pd.DataFrame:
     parts = []
     for kind in data.node_types:
         store = data[kind]
-        facts = {"key": store.node_key, "name": store.node_name, "count": store.x[:, 0].long()}
+        facts = {"key": store.node_key, "name": store.node_name, "count": store.x[:, 0].long().tolist()}
         parts.append(pd.DataFrame(facts).assign(entity_type=kind))
     return pd.concat(parts, ignore_index=True)
 
@@ -63,7 +63,7 @@ def _pyg_triples(data: Any) -> pd.DataFrame:
         store = data[a, kind, b]
         ends = zip(store.edge_index.tolist(), (a, b), ("source", "target"))
         facts = {end: [data[t].node_key[i] for i in places] for places, t, end in ends}
-        rows.append(pd.DataFrame(facts).assign(type=kind, count=store.edge_weight.long()))
+        rows.append(pd.DataFrame(facts).assign(type=kind, count=store.edge_weight.long().tolist()))
     table = pd.concat([part for part in rows if len(part)] or rows, ignore_index=True)
     return table.sort_values("count", ascending=False, kind="stable", ignore_index=True)
 
