@@ -51,7 +51,11 @@ def _pyg_nodes(data: Any) -> pd.DataFrame:
     parts = []
     for kind in data.node_types:
         store = data[kind]
-        facts = {"key": store.node_key, "name": store.node_name, "count": store.x[:, 0].long().tolist()}
+        facts = {
+            "key": store.node_key,
+            "name": store.node_name,
+            "count": store.x[:, 0].long().tolist(),
+        }
         parts.append(pd.DataFrame(facts).assign(entity_type=kind))
     return pd.concat(parts, ignore_index=True)
 
