@@ -52,7 +52,7 @@ _OPENING = re.compile(r'\{(?=\s*["}])|\[')  # a brace before a word opens no obj
 
 
 def _joined_values(text: str) -> Any:
-    "JSON objects that stand one after the other, also between words, as one value; None if there is none or one is cut."
+    "JSON objects that stand one after the other or between words, as one value; None if there is none or one is cut."
     found, end = list[Any](), 0
     while match := _OPENING.search(text, end):
         try:
@@ -65,7 +65,9 @@ def _joined_values(text: str) -> Any:
         found += value if isinstance(value, list) else [value]
     rows = [row for row in found if isinstance(row, dict)]
     lists = [row["sentences"] for row in rows if isinstance(row.get("sentences"), list)]
-    return [part for part in sum(lists, []) if part] or rows or None
+    if lists:
+        return {"sentences": sum(lists, [])}
+    return rows[0] if len(rows) == 1 else rows or None
 
 
 _PARSE_ERRORS = (ValueError, SyntaxError, RecursionError, MemoryError, TypeError)

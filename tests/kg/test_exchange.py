@@ -1,4 +1,4 @@
-"""Exports are read by other programs' own readers: networkx for GraphML, the csv module for Neo4j, rdflib for Turtle."""
+"""Exports are read by other readers: networkx for GraphML, the csv module for Neo4j, rdflib for Turtle."""
 
 import csv
 import re
