@@ -1,6 +1,6 @@
 """A language model of one's own as annotator: its token F1 against GPT-4o's answers, beside the rules'.
 
-    python benchmarks/local_llm.py table reports.csv --count 20     # reports of the shared answers, ids report00 to report19
+    python benchmarks/local_llm.py table reports.csv --count 20     # of the shared answers
     python -m llama_cpp.server --model qwen2.5-coder-1.5b-instruct-q4_k_m.gguf --n_ctx 4096 --port 8733
     r2genkg annotate reports.csv --out llm.jsonl --annotator llm:qwen.yaml --partial
     python benchmarks/local_llm.py score llm.jsonl --out benchmarks/results/local_llm.json
