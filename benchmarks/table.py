@@ -154,6 +154,26 @@ def entities(r: dict) -> str:
 
 
 #: What was measured, the result file, the function that words it, the command.
+def films(r: dict) -> str:
+    """What became of the files that pydicom ships."""
+    counts, gray = r["results"], r["gray films of one frame"]
+    return (
+        f"{r['files']} files: {counts['read']} read, {counts.get('refused', 0)} refused in one line, "
+        f"{counts.get('no picture', 0)} without a picture, {counts.get('fault', 0)} with a traceback; "
+        f"of the gray films of one frame {gray['read']} read, {gray.get('refused', 0)} refused"
+    )
+
+
+def local_llm(r: dict) -> str:
+    """A small model's terms against GPT-4o's, beside the rules'."""
+    scores, run = r["scores"], r["run"]
+    model, rules = (scores[name]["typed token F1"] for name in ("model", "rules"))
+    return (
+        f"typed token F1 {model:.3f} against GPT-4o's answers, the rules {rules:.3f}, on the same "
+        f"{scores['sentences']} sentences of {run['finished']} reports"
+    )
+
+
 ROWS: tuple[tuple[str, str, Callable, str], ...] = (
     (
         "Knowledge prefix of one study, the paper's sizes, against the reference's procedure",
@@ -205,6 +225,13 @@ ROWS: tuple[tuple[str, str, Callable, str], ...] = (
         "qlora.py RUN",
     ),
     ("Rules annotator and labeler", "annotate", annotation, "annotate.py"),
+    (
+        "A language model of one's own as annotator: Qwen2.5-Coder-1.5B-Instruct, 4 bits, on a CPU",
+        "local_llm",
+        local_llm,
+        "local_llm.py score FILE",
+    ),
+    ("Files that pydicom ships, read as films", "films", films, "films.py"),
     (
         "Entity model on MiniLM, trained on four fifths of 500 answers of GPT-4o",
         "extract",

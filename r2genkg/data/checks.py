@@ -12,28 +12,39 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ..core.files import R2GenKGError, check_output_path, read_json, write_json
 from ..core.runtime import progress
 from .catalog import data_set, read_data_set
 from .collecting import leaking_patients
-from .images import read_image
+from .images import read_film
 from .splits import SPLITS
 from .study import Studies, Study, save_studies
 
 # %% ../../nbs/01_data/15_checks.ipynb #image_fault
-def _image_fault(path: str, quick: bool) -> tuple[str, str]:
-    "What is wrong with an image file (empty: nothing), and a hash of its bytes (empty if it was not read)."
+class _Looked(NamedTuple):
+    "What was found out about an image file."
+
+    fault: str = ""  # missing | unreadable | refused; empty: it can be used
+    digest: str = ""  # hash of its bytes; empty if it was not read
+    doubt: str = ""  # why a report on it may mean nothing
+
+
+def _look(path: str, quick: bool, strict: bool) -> _Looked:
+    "Look at an image file; `strict` refuses what is no chest radiograph or has several frames."
     file = Path(path)
     if not file.is_file():
-        return "missing", ""
+        return _Looked("missing")
     if quick:
-        return ("" if file.stat().st_size else "unreadable"), ""
+        return _Looked("" if file.stat().st_size else "unreadable")
     try:
-        read_image(path)
+        doubt = "; ".join(read_film(path).doubts)
     except R2GenKGError:
-        return "unreadable", ""
-    return "", hashlib.sha256(file.read_bytes()).hexdigest()
+        return _Looked("unreadable")
+    if strict and doubt:
+        return _Looked("refused", doubt=doubt)
+    return _Looked("", hashlib.sha256(file.read_bytes()).hexdigest(), doubt)
 
 # %% ../../nbs/01_data/15_checks.ipynb #check-files
 #: Threads that decode images.
@@ -43,23 +54,19 @@ WORKERS = 8
 def _check_files(
     studies: Sequence[Study],
     quick: bool = False,  # do not decode the images
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Look at all images of the studies.
-
-    Gives path -> fault of those that cannot be used, and path -> hash of the bytes of the others
-    (the path itself if they were not read).
-    """
+    strict: bool = False,  # refuse what is no chest radiograph or has several frames
+) -> dict[str, _Looked]:  # by path
+    "Look at all images of the studies."
     paths = list(dict.fromkeys(image for s in studies for image in s.images))
     with ThreadPoolExecutor(WORKERS) as pool:
-        looked = pool.map(lambda path: _image_fault(path, quick), paths)
-        found = list(progress(looked, "checking images", len(paths)))
-    faults: dict[str, str] = {}
-    contents: dict[str, str] = {}
-    for path, (fault, digest) in zip(paths, found, strict=True):
-        if fault:
-            faults[path] = fault
-        else:
-            contents[path] = digest or path
+        looked = pool.map(lambda path: _look(path, quick, strict), paths)
+        return dict(zip(paths, progress(looked, "checking images", len(paths)), strict=True))
+
+
+def _sorted_out(looked: Mapping[str, _Looked]) -> tuple[dict[str, str], dict[str, str]]:
+    "Path -> fault of files that cannot be used; path -> hash of the others, or the path if they were not read."
+    faults = {path: found.fault for path, found in looked.items() if found.fault}
+    contents = {path: found.digest or path for path, found in looked.items() if not found.fault}
     return faults, contents
 
 # %% ../../nbs/01_data/15_checks.ipynb #shared-images
@@ -121,38 +128,53 @@ def _refuse_broken(faults: Mapping[str, str], bare: Sequence[str]) -> None:
         return
     kinds = Counter(faults.values())
     first = next((f"{path}: {fault}" for path, fault in faults.items()), "")
+    refused = f"{kinds['refused']:,} refused, " if kinds["refused"] else ""
     raise R2GenKGError(
         f"{first or f'{bare[0]}: without an image'}; in all {kinds['missing']:,} images missing, "
-        f"{kinds['unreadable']:,} unreadable, {len(bare):,} studies without one; mend them, "
+        f"{kinds['unreadable']:,} unreadable, {refused}{len(bare):,} studies without one; mend them, "
         "give --images, or go on without them by --drop-broken"
     )
 
 # %% ../../nbs/01_data/15_checks.ipynb #count-images
-def _count_images(studies: Sequence[Study], faults: dict, contents: dict) -> tuple[dict, dict]:
+def _count_images(studies: Sequence[Study], looked: Mapping[str, _Looked]) -> tuple[dict, dict]:
     "Counts of images by what is wrong with them, and lists of these files."
+    faults, contents = _sorted_out(looked)
     twice, across, shared = _shared_images(studies, contents)
-    files = {"missing files": [], "unreadable files": [], "duplicate files": shared}
+    doubtful = [f"{path}: {found.doubt}" for path, found in looked.items() if found.doubt]
+    files: dict[str, list[str]] = {
+        f"{fault} files": [] for fault in ("missing", "unreadable", "refused")
+    }
+    files |= {"doubtful files": doubtful, "duplicate files": shared}
     for path, fault in faults.items():
         files[f"{fault} files"].append(path)
     counts = {
         "images": sum(len(s.images) for s in studies),
         "missing images": len(files["missing files"]),
         "unreadable images": len(files["unreadable files"]),
+        "no chest radiograph, or several frames": len(doubtful),
         "duplicate images": twice,
         "pictures in several splits": across,
     }
     return counts, files
 
 # %% ../../nbs/01_data/15_checks.ipynb #settle-images
-_NEED_DECODING = ("unreadable images", "duplicate images", "pictures in several splits")
+_NEED_DECODING = (
+    "unreadable images",
+    "no chest radiograph, or several frames",
+    "duplicate images",
+    "pictures in several splits",
+)
 
 
-def _settle_images(studies: Studies, quick: bool, drop_broken: bool) -> tuple[Studies, dict, dict]:
+def _settle_images(
+    studies: Studies, quick: bool, drop_broken: bool, strict: bool = False
+) -> tuple[Studies, dict, dict]:
     "Studies with usable images, counts, and lists of files. Raises `R2GenKGError` for broken images."
-    faults, contents = _check_files(studies, quick)
+    looked = _check_files(studies, quick, strict)
+    faults, _ = _sorted_out(looked)
     if not drop_broken:
         _refuse_broken(faults, [s.id for s in studies if not s.images])
-    counts, files = _count_images(studies, faults, contents)
+    counts, files = _count_images(studies, looked)
     if quick:
         counts |= {key: counts[key] or None for key in _NEED_DECODING}
     return _without_broken(studies, faults), counts, files
@@ -258,12 +280,13 @@ def prepare(
     quick: bool = False,  # do not decode the images; counts that need it are None
     drop_broken: bool = False,  # leave out images that cannot be used
     refuse_leaks: bool = False,  # raise if a patient is in several splits
+    strict: bool = False,  # refuse films that are no chest radiograph or have several frames
 ) -> dict:  # what was counted
     "Check a data set and write its studies. Raises `R2GenKGError` with what is missing and its source."
     Study("", (), "").report(section)  # raises for an unknown section
     counts_file = _counts_file(Path(out), Path(root))
     read = read_data_set(name, root, images, splits, labels, section)
-    studies, image_counts, image_files = _settle_images(read, quick, drop_broken)
+    studies, image_counts, image_files = _settle_images(read, quick, drop_broken, strict)
     if not studies:
         raise R2GenKGError(f"{root}: no study left to write ({read.report})")
     if refuse_leaks:

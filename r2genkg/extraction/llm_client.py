@@ -31,6 +31,10 @@ class CallFailed(Exception):
 class _NotACompletion(Exception):
     pass
 
+
+class _Refused(Exception):
+    "The server refuses the request as it stands; the text is its complaint."
+
 # %% ../../nbs/04_extraction/07_llm_client.ipynb #retry-after
 def _seconds_until(date: str) -> float | None:
     "Seconds until an HTTP date; None if it is no date."
@@ -69,15 +73,21 @@ def _redact(text: str, key: str = "") -> str:
 _FORMAT_WORDS = re.compile(r"response_format|json_schema|json schema|structured|grammar|guided")
 
 
+def _softer_format(response_format: dict[str, Any]) -> dict[str, Any] | None:
+    "The next weaker way to ask for JSON: by schema, by schema as llama.cpp's servers take it, any JSON, not at all."
+    if response_format["type"] == "json_schema":
+        schema = response_format.get("json_schema", {}).get("schema", {})
+        return {"type": "json_object", "schema": schema}
+    return {"type": "json_object"} if "schema" in response_format else None
+
+# %% ../../nbs/04_extraction/07_llm_client.ipynb #without-refused
 def _without_refused(request: dict[str, Any], complaint: str) -> dict[str, Any] | None:
     "The request without the parameter that a 400 complains about, or with its other name; None if none is named."
     complaint, changed = complaint.lower(), dict(request)
     if "response_format" in request and _FORMAT_WORDS.search(complaint):
-        strict = request["response_format"]["type"] == "json_schema"
-        if strict and "json_object" not in complaint:
-            changed["response_format"] = {"type": "json_object"}
-        else:
-            del changed["response_format"]
+        softer = _softer_format(changed.pop("response_format"))
+        if softer:
+            changed["response_format"] = softer
     elif "max_tokens" in request and "max_completion_tokens" in complaint:
         changed["max_completion_tokens"] = changed.pop("max_tokens")
     elif "temperature" in request and "temperature" in complaint:
@@ -210,6 +220,15 @@ def _may_pass() -> tuple[type[BaseException], ...]:
         _NotACompletion,
     )
 
+# %% ../../nbs/04_extraction/07_llm_client.ipynb #is-refusal
+def _is_refusal(error: BaseException) -> bool:
+    "Whether the server refuses a parameter, so that the same request would fail again."
+    import openai
+
+    if isinstance(error, openai.InternalServerError):
+        return "response_format" in str(error)
+    return isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError))
+
 # %% ../../nbs/04_extraction/07_llm_client.ipynb #llmclient
 class LLMClient:
     "Asks one model; use as `async with LLMClient(settings, budget) as client`."
@@ -231,14 +250,12 @@ class LLMClient:
 
     async def ask(self, system: str, user: str, response_format: dict | None = None) -> Reply:
         "One answer. Raises `CallFailed` for this question only, `R2GenKGError` and `BudgetSpent` for the whole run."
-        import openai
-
         while True:
             question = (self.settings, system, user, response_format)
             request = _build_request(*question, self.complaints)
             try:
                 return await self._ask_often(request)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as e:
+            except _Refused as e:
                 if _without_refused(request, str(e)) is None:
                     raise CallFailed(_redact(str(e), self._key)) from None
                 if request == _build_request(*question, self.complaints):
@@ -263,8 +280,6 @@ class LLMClient:
         )
         try:
             return await tries(self._ask_once, request)
-        except (openai.BadRequestError, openai.UnprocessableEntityError):
-            raise
         except (
             openai.AuthenticationError,
             openai.PermissionDeniedError,
@@ -298,6 +313,8 @@ class LLMClient:
         except Exception as e:
             if _timed_out(e):
                 cost = limit
+            if _is_refusal(e):
+                raise _Refused(str(e)) from None
             raise
         finally:
             await self.budget.settle(limit, cost)

@@ -68,6 +68,8 @@ def _expected_calls(sentences: Sequence[str], annotator: DocumentAnnotator) -> l
     else:
         calls.append(_expected_call(settings, "entities", first, around + _TERM_TOKENS * terms))
         second = first + " 1 word (type)," * round(terms)
+    if settings.relations == "rules":
+        return calls
     relations = max(0.0, terms - len(sentences)) / 2
     answer_tokens = around + _RELATION_TOKENS * relations
     return [*calls, _expected_call(settings, "relations", second, answer_tokens)]

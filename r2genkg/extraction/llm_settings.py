@@ -10,6 +10,7 @@ __all__ = ['Price', 'LLMSettings', 'load_llm_settings', 'is_local', 'check_endpo
 import asyncio, ipaddress, math, os, re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
@@ -51,6 +52,8 @@ class LLMSettings(Section):
     structured: bool = True  # ask for JSON-schema answers (given up if the server refuses)
     answers: str = ""  # file that keeps paid answers of the annotator `llm`; empty: only in memory
     retry_rejects: bool = False  # ask again where earlier answers could not be used
+    # Who finds the relations: the model by a second question, or the rules (half the calls; for a small model).
+    relations: Literal["model", "rules"] = "model"
 
     @property
     def url(self) -> str:

@@ -258,6 +258,43 @@ def _bleu_stats(refs: Sequence[str], hypos: Sequence[str]) -> tuple[list[float],
     rows = [[c["testlen"], c["reflen"][0], *c["guess"], *c["correct"]] for c in scorer.ctest]
     return scorer.compute_score(option="closest")[0], np.array(rows, dtype=float)
 
+# %% ../../nbs/08_scores/02_nlg.ipynb #rouge-l-cider
+def _warn_of_blanks(refs: Sequence[str], hypos: Sequence[str]) -> None:
+    "Warn where texts have blanks that pycocoevalcap's ROUGE-L takes for words, or for parts of them."
+    odd = sum(text.split(" ") != text.split() for text in (*refs, *hypos) if text.strip())
+    if odd:
+        warnings.warn(
+            f"ROUGE-L counts line ends, tabs and double blanks as words, and {odd} texts have them: clean both "
+            "sides (cleaning=iu or mimic), or join their words by single blanks",
+            stacklevel=4,
+        )
+
+
+def _cider_is_defined(refs: Sequence[str]) -> bool:
+    "Whether references differ, as CIDEr's weights need; a warning if not."
+    if len({" ".join(text.split()) for text in refs}) > 1:
+        return True
+    why = "there is one reference" if len(refs) == 1 else "all references are equal"
+    warnings.warn(f"CIDEr is None: {why}, so none of its weights is defined", stacklevel=4)
+    return False
+
+# %% ../../nbs/08_scores/02_nlg.ipynb #rouge-l-cider-2
+def _rouge_and_cider(
+    refs: Sequence[str], hypos: Sequence[str]
+) -> tuple[dict[str, float | None], dict[str, StudyStats]]:
+    "ROUGE-L and CIDEr with their numbers per study; CIDEr is None where the references do not define it."
+    _warn_of_blanks(refs, hypos)
+    scorers = {"ROUGE-L": Rouge()}
+    if _cider_is_defined(refs):
+        scorers["CIDEr"] = Cider()
+    scores: dict[str, float | None] = {"ROUGE-L": None, "CIDEr": None}
+    stats = {}
+    gts, res = ({i: [text] for i, text in enumerate(texts)} for texts in (refs, hypos))
+    for name, scorer in scorers.items():
+        total, each = scorer.compute_score(gts, res)
+        scores[name], stats[name] = float(total), mean_stats(each)
+    return scores, stats
+
 # %% ../../nbs/08_scores/02_nlg.ipynb #nlg_stats
 def nlg_stats(
     refs: Sequence[str],
@@ -279,11 +316,8 @@ def nlg_stats(
     if meteor and (found := _meteor_scores(refs, hypos)):
         scores["METEOR"] = found[0]
         stats["METEOR"] = _meteor_stats(found[2])
-    gts, res = ({i: [text] for i, text in enumerate(texts)} for texts in (refs, hypos))
-    for name, scorer in (("ROUGE-L", Rouge()), ("CIDEr", Cider())):
-        total, each = scorer.compute_score(gts, res)
-        scores[name], stats[name] = float(total), mean_stats(each)
-    return scores, stats
+    more_scores, more_stats = _rouge_and_cider(refs, hypos)
+    return scores | more_scores, stats | more_stats
 
 # %% ../../nbs/08_scores/02_nlg.ipynb #nlg_scores
 def nlg_scores(
@@ -296,11 +330,12 @@ def nlg_scores(
 ) -> dict[str, float | None]:
     """BLEU-1..4, METEOR, ROUGE-L and CIDEr, equal to pycocoevalcap; fractions.
 
-    METEOR is None, with a warning, without Java. Raises `R2GenKGError` for texts that cannot be
-    scored.
+    METEOR is None, with a warning, without Java; so is CIDEr where all references are equal. Raises
+    `R2GenKGError` for texts that cannot be scored.
 
-    >>> scores = nlg_scores(["the lungs are clear"], ["the lungs are clear ."], meteor=False)
+    >>> refs, hypos = ["the lungs are clear", "no effusion"], ["the lungs are clear .", "no effusion"]
+    >>> scores = nlg_scores(refs, hypos, meteor=False)
     >>> {name: round(score, 2) for name, score in scores.items() if score}
-    {'BLEU-1': 0.8, 'BLEU-2': 0.77, 'BLEU-3': 0.74, 'BLEU-4': 0.67, 'ROUGE-L': 0.91}
+    {'BLEU-1': 0.86, 'BLEU-2': 0.83, 'BLEU-3': 0.77, 'BLEU-4': 0.69, 'ROUGE-L': 0.95, 'CIDEr': 6.55}
     """
     return nlg_stats(refs, hypos, cleaning, mode, meteor, **cut)[0]

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..core.files import R2GenKGError
-from ..data.images import read_image
+from ..data.images import read_film
 from ..training.run import Run
 from .pages import page_of
 from .report import Reporter
@@ -93,15 +93,16 @@ def answer(
     file: str | None,  # uploaded image
     name: str,  # of a run
     nodes: int | None = None,  # graph nodes for the language model; None or 0: as trained
+    strict: bool = False,  # refuse what is no chest radiograph or has several frames
 ) -> str:  # HTML
     "Report on an image with a run. Raises `R2GenKGError` without an image, or for a file that is none."
     if not file:
         raise R2GenKGError("choose an image first: PNG, JPEG or DICOM")
-    image, reporter = read_image(file), runs[name]
+    film, reporter = read_film(file, strict), runs[name]
     most, trained = reporter.num_nodes, reporter.trained_nodes
     wanted = int(nodes or trained)
     pruned = wanted if most and wanted != trained else None
-    found = reporter(image, Path(file).name, nodes=pruned)
+    found = reporter(film.pixels, Path(file).name, nodes=pruned, notes=film.notes)
     read = f"{wanted} of {most} graph nodes" if most else "no graph nodes"
     page = page_of([found], f"{name}, {read}", reporter.run)
     return framed(page, f"report of {name}")
@@ -155,15 +156,15 @@ WARNING = (
 )
 
 
-def _responder(gr: Any, runs: Runs) -> Any:
+def _responder(gr: Any, runs: Runs, strict: bool = False) -> Any:
     "The function behind the button: both answers; a user's fault becomes one line."
 
     def respond(
         file: str | None, a: str, a_nodes: int | None, b: str, b_nodes: int | None
     ) -> tuple[str, str]:
         try:
-            first = answer(runs, file, a, a_nodes)
-            second = "" if b == _NO_RUN else answer(runs, file, b, b_nodes)
+            first = answer(runs, file, a, a_nodes, strict)
+            second = "" if b == _NO_RUN else answer(runs, file, b, b_nodes, strict)
         except R2GenKGError as e:
             raise gr.Error(str(e), print_exception=False) from None
         return first, second
@@ -171,7 +172,10 @@ def _responder(gr: Any, runs: Runs) -> Any:
     return respond
 
 # %% ../../nbs/10_use/09_app.ipynb #build_app
-def build_app(runs: Runs) -> Any:  # gradio.Blocks
+def build_app(
+    runs: Runs,
+    strict: bool = False,  # refuse what is no chest radiograph or has several frames
+) -> Any:  # gradio.Blocks
     "The page; every user fault is shown as one line."
     gr, names = load_gradio(), list(runs.by_name)
     second = names[1] if len(names) > 1 else _NO_RUN
@@ -192,7 +196,7 @@ def build_app(runs: Runs) -> Any:  # gradio.Blocks
                 with gr.Column():
                     outputs.append(gr.HTML(elem_id=f"report-{side}"))
         limits = {"concurrency_limit": 1, "api_visibility": "private"}
-        button.click(_responder(gr, runs), inputs, outputs, **limits)
+        button.click(_responder(gr, runs, strict), inputs, outputs, **limits)
     return page
 
 # %% ../../nbs/10_use/09_app.ipynb #serve
@@ -213,10 +217,11 @@ def serve(
     host: str = "127.0.0.1",  # this machine only
     port: int = 7860,
     block: bool = True,  # until Ctrl-C
+    strict: bool = False,  # refuse what is no chest radiograph or has several frames
 ) -> Any:  # gradio.Blocks, served
     "Serve the page. Raises `R2GenKGError` if a folder is no run, Gradio is missing or the port is taken."
     gr, runs = load_gradio(), Runs(folders)
-    page = build_app(runs)
+    page = build_app(runs, strict)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     shown = {"quiet": True, "show_error": True, "max_file_size": "200mb", "theme": theme}
     place = {"server_name": host, "server_port": port, "prevent_thread_lock": not block}

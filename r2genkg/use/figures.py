@@ -254,6 +254,8 @@ def _distributions(runs: Mapping[str, Run], folder: str | Path) -> Path:
     scores = {}
     texts = []
     for key in ("ROUGE-L", "CIDEr"):
+        if not all(key in found for found in stats.values()):
+            continue  # CIDEr is undefined where all references are equal
         scores[key] = {name: per_study(found[key]) for name, found in stats.items()}
         parts = [
             f"{name} median {np.median(v):.3f}, lowest tenth under {np.quantile(v, 0.1):.3f}"

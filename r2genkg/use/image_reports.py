@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core.files import R2GenKGError
 from ..core.runtime import progress
-from ..data.images import read_image
+from ..data.images import read_film
 from ..data.tabular import visible
 from ..training.run import Run
 from .pages import check_report_name, run_notes, write_reports
@@ -34,7 +34,7 @@ def _files_below(folder: Path) -> tuple[list[Path], list[str]]:
     return sorted(files), skipped
 
 # %% ../../nbs/10_use/08_image_reports.ipynb #images-below
-def _images_below(folder: Path) -> tuple[list[Path], list[str]]:
+def _images_below(folder: Path, strict: bool = False) -> tuple[list[Path], list[str]]:
     "Files below a folder that are images, and why others were passed over."
     files, skipped = _files_below(folder)
     images = []
@@ -42,7 +42,7 @@ def _images_below(folder: Path) -> tuple[list[Path], list[str]]:
         try:
             if file.name.startswith("."):
                 raise R2GenKGError(f"{file}: a hidden file")
-            read_image(file)
+            read_film(file, strict)
             images.append(file)
         except R2GenKGError as e:
             skipped.append(str(e))
@@ -54,26 +54,29 @@ def _shown_name(path: Path | str) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def _images_at(path: Path) -> tuple[list[Path], list[str]]:
+def _images_at(path: Path, strict: bool = False) -> tuple[list[Path], list[str]]:
     "A file that is an image, or the images of a folder. Raises `R2GenKGError` if there is none."
     if not path.is_dir():
-        read_image(path)
+        read_film(path, strict)
         return [path], []
-    images, skipped = _images_below(path)
+    images, skipped = _images_below(path, strict)
     if images:
         return images, skipped
     more = f"; {len(skipped)} passed over, last {skipped[-1]}" if skipped else ""
     raise R2GenKGError(f"{path}: no PNG, JPEG or DICOM image in this folder{more}")
 
 # %% ../../nbs/10_use/08_image_reports.ipynb #find-images
-def find_images(paths: Sequence[str | Path]) -> tuple[dict[str, Path], list[str]]:
+def find_images(
+    paths: Sequence[str | Path],
+    strict: bool = False,  # refuse what is no chest radiograph or has several frames
+) -> tuple[dict[str, Path], list[str]]:
     """Name -> file of every image: files that are named, and all in folders; and why files were passed over.
 
     Raises `R2GenKGError` for a named file that is no image, and for a folder without one.
     """
     found, skipped = dict[Path, None](), list[str]()
     for path in map(Path, paths):
-        images, passed_over = _images_at(path)
+        images, passed_over = _images_at(path, strict)
         found |= dict.fromkeys(images)
         skipped += passed_over
     if not found:
@@ -83,12 +86,31 @@ def find_images(paths: Sequence[str | Path]) -> tuple[dict[str, Path], list[str]
     return names, skipped
 
 # %% ../../nbs/10_use/08_image_reports.ipynb #report_images
+def _log_notes(name: str, notes: Iterable[str]) -> None:
+    "Print what the reader of a file says about it."
+    for note in notes:
+        logging.getLogger("r2genkg").warning("%s: %s", visible(name), note)
+
+
 def _one_by_one(
     reporter: Reporter, images: dict[str, Path], sentences: bool
 ) -> Iterator[ExplainedReport]:
     "A report for each image."
     for name, file in progress(images.items(), "reporting", len(images)):
-        yield reporter(read_image(file), name, sentences=sentences)
+        film = read_film(file)
+        _log_notes(name, film.notes)
+        yield reporter(film.pixels, name, sentences=sentences, notes=film.notes)
+
+# %% ../../nbs/10_use/08_image_reports.ipynb #one-study
+def _one_study(reporter: Reporter, images: dict[str, Path], sentences: bool) -> ExplainedReport:
+    "One report for all images."
+    films = {name: read_film(file) for name, file in images.items()}
+    notes = []
+    for name, film in films.items():
+        _log_notes(name, film.notes)
+        notes += [f"{name}: {note}" for note in film.notes]
+    views = [film.pixels for film in films.values()]
+    return reporter(views, ", ".join(images), sentences=sentences, notes=notes)
 
 # %% ../../nbs/10_use/08_image_reports.ipynb #report-images
 def report_images(
@@ -96,18 +118,21 @@ def report_images(
     run: str | Path | Run,
     sentences: bool = True,  # with the evidence behind each sentence
     one_study: bool = False,  # all files are views of one study: one report
+    strict: bool = False,  # refuse what is no chest radiograph or has several frames
 ) -> Iterator[ExplainedReport]:
-    "A report with its evidence for each image, one after the other. All files are decoded before any is reported."
+    """A report with its evidence for each image, one after the other. All files are decoded before any is reported.
+
+    What the reader of a file says about it is printed, and stands in the report (`.report.notes`).
+    """
     run = run if isinstance(run, Run) else Run(run)
-    images, skipped = find_images(paths)
+    images, skipped = find_images(paths, strict)
     for reason in skipped:
         shown = visible(" ".join(reason.split()))
         logging.getLogger("r2genkg").warning("passed over: %s", shown)
     reporter = Reporter(run)
     if not one_study:
         return _one_by_one(reporter, images, sentences)
-    views = [read_image(file) for file in images.values()]
-    return iter([reporter(views, ", ".join(images), sentences=sentences)])
+    return iter([_one_study(reporter, images, sentences)])
 
 # %% ../../nbs/10_use/08_image_reports.ipynb #report_files
 def report_files(
@@ -116,6 +141,7 @@ def report_files(
     out: str | Path | None = None,  # .html, .json or .txt; None: nothing is written
     pictures: bool = True,  # show patches of training images on the page
     one_study: bool = False,  # all files are views of one study: one report
+    strict: bool = False,  # refuse what is no chest radiograph or has several frames
 ) -> dict[str, str]:  # image -> report
     """Report on files and write the reports with their evidence.
 
@@ -134,7 +160,7 @@ def report_files(
             texts[e.report.image] = e.report.text
             yield e
 
-    results = noted(report_images(paths, opened, out is not None, one_study))
+    results = noted(report_images(paths, opened, out is not None, one_study, strict))
     if out is None:
         deque(results, 0)  # nothing is kept
     else:

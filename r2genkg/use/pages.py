@@ -103,6 +103,7 @@ def _sentence_lines(s: SentenceEvidence, tokens: dict[int, BankToken]) -> list[s
 def as_text(e: ExplainedReport) -> str:
     "An explained report as indented lines."
     lines = [e.report.image, *textwrap.wrap(e.report.text, 100)]
+    lines += [f"note: {note}" for note in e.report.notes]
     lines.append("research software, not for clinical use")
     for s in e.sentences:
         lines += _sentence_lines(s, e.tokens)

@@ -10,7 +10,7 @@ __all__ = ['RetrievedToken', 'GeneratedReport', 'token_table', 'node_names', 'ex
 import numpy as np, pandas as pd, torch
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from ..data.study import LABELS
@@ -48,6 +48,8 @@ class GeneratedReport:
     #: graph nodes with the selectivity of their KG2V maps (total variation)
     nodes: list[tuple[str, float]] = field(default_factory=list)
     patches: list[RetrievedToken] = field(default_factory=list)
+    #: what the reader of the image says about its file, e.g. that it shows no chest
+    notes: list[str] = field(default_factory=list)
 
     @property
     def sentences(self) -> list[str]:
@@ -272,6 +274,7 @@ class Reporter:
         nodes: int
         | None = None,  # only the k nodes that this image ranks highest; None: as trained
         sentences: bool = True,  # with the evidence behind each sentence
+        notes: Sequence[str] = (),  # about the image's file, from `read_film`
     ) -> ExplainedReport:
         "Report on one study. Raises `R2GenKGError` for a number of nodes that the graph does not have."
         _check_nodes(nodes, self.num_nodes)
@@ -280,6 +283,7 @@ class Reporter:
         found: list[SentenceEvidence] = []
         with _kept_nodes(self.model, nodes):
             report, maps = explain(self.model, self.table, small, name, self.classifier, self.state)
+            report = replace(report, notes=list(notes))
             if sentences:
                 found = explain_sentences(
                     self.model, small, report.text, self.phrases, self.classifier, self.state

@@ -379,8 +379,8 @@ def test_server_without_structured_outputs(server, tmp_path, caplog):
         summary = annotate_with_llm(
             REPORTS, tmp_path / "a.jsonl", settings_for(server, concurrency=1)
         )
-    assert summary.finished == 6 and len(server.log) == 12 + 4  # each refusal is met once
-    assert len(caplog.records) == 4
+    assert summary.finished == 6 and len(server.log) == 12 + 5  # each refusal is met once
+    assert len(caplog.records) == 5
 
 
 def test_other_refusals_fail_one_report(server, tmp_path):

@@ -120,7 +120,7 @@ def test_no_java_process_is_left_behind(tmp_path):
     """In a fresh interpreter, METEOR leaves no child and the interpreter ends."""
     code = (
         "import warnings; warnings.simplefilter('error')\nfrom r2genkg.scores.nlg import nlg_scores\n"
-        "assert nlg_scores(['a b c'], ['a b d'])['METEOR'] > 0\n"
+        "assert nlg_scores(['a b c', 'd e'], ['a b d', 'd e'])['METEOR'] > 0\n"
         "from pathlib import Path; tasks = Path('/proc/self/task')\n"
         "print(tasks.exists() and [(t / 'children').read_text() for t in tasks.iterdir()])"
     )

@@ -288,3 +288,46 @@ def test_run_folder_of_a_pipeline(toy, tmp_path):
 
 
 warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@pytest.fixture
+def odd_films(export) -> Path:
+    """The export with a film that calls itself a CT, and one of two frames."""
+    import pydicom
+
+    ds = pydicom.dcmread(export / "series" / "IM0001")
+    ds.Modality = "CT"
+    ds.save_as(export / "ct.dcm")
+    ds.Modality, ds.NumberOfFrames, ds.PixelData = "DX", 2, ds.PixelData * 2
+    ds.save_as(export / "frames.dcm")
+    return export
+
+
+@pytest.mark.parametrize("suffix", ["html", "json", "txt"])
+def test_doubts_about_a_film_stand_in_its_report(toy, odd_films, tmp_path, caplog, suffix):
+    report_files([odd_films / "a.png", odd_films / "ct.dcm"], toy, tmp_path / f"r.{suffix}")
+    written = (tmp_path / f"r.{suffix}").read_text()
+    assert written.count("no chest radiograph: its modality is CT") == 1
+    assert "ct.dcm: no chest radiograph: its modality is CT" in caplog.text  # printed, too
+    if suffix == "json":
+        notes = {row["image"]: row["notes"] for row in json.loads(written)}
+        assert notes == {"a.png": [], "ct.dcm": ["no chest radiograph: its modality is CT"]}
+
+
+def test_views_of_a_study_keep_their_notes_apart(toy, odd_films):
+    files = [odd_films / "ct.dcm", odd_films / "frames.dcm"]
+    (found,) = report_images(files, toy, one_study=True)
+    assert found.report.notes == [
+        "ct.dcm: no chest radiograph: its modality is CT",
+        "frames.dcm: 2 frames; the first is read",
+    ]
+
+
+def test_strict_refuses_doubtful_films(toy, odd_films, tmp_path, caplog):
+    for name in ("ct.dcm", "frames.dcm"):
+        with pytest.raises(R2GenKGError, match=f"{name}: refused, .*without --strict it is read"):
+            report_files([odd_films / name], toy, tmp_path / "r.html", strict=True)
+    assert not (tmp_path / "r.html").exists()
+    texts = report_files([odd_films], toy, strict=True)  # those of a folder are passed over
+    assert set(texts) == {"a.png", "b.jpg", "IM0001"}
+    assert "ct.dcm: refused" in caplog.text and "frames.dcm: refused" in caplog.text
