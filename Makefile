@@ -24,6 +24,7 @@ test: lint  ## lint, types, notebooks in step with the modules, every notebook, 
 
 lint: $(READY)  ## linter, formatter and type checker
 	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff check --select E501 nbs
 	$(BIN)/ruff format --check --quiet nbs tests benchmarks scripts
 	$(BIN)/mypy
 

@@ -10,12 +10,16 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-
 from ..core.files import R2GenKGError
 from ..core.stamps import fingerprint
 from ..data.annotation import SentenceAnnotation
 from .journal import Journal
-from .llm_answers import UnusableAnswer, read_entities, read_relations
+from r2genkg.extraction.llm_answers import (
+    UnusableAnswer,
+    close_cut,
+    read_entities,
+    read_relations,
+)
 from .llm_client import LLMClient, Reply
 from r2genkg.extraction.llm_prompts import (
     ENTITY_PROMPT,
@@ -26,6 +30,8 @@ from r2genkg.extraction.llm_prompts import (
 )
 from .llm_settings import LLMSettings, price_in_dollars
 from ..text.language import english_sentences, warn_of_languages
+from dataclasses import replace
+from ..text.relation_rules import relations_by_rules
 
 # %% ../../nbs/04_extraction/09_llm_questions.ipynb #documents
 #: The most sentences of one question.
@@ -78,13 +84,25 @@ def _ask_again(reason: str) -> str:
     "What is added to a question after an answer that could not be used."
     return f"\n\nYour last answer could not be used: {reason}. Answer again, with JSON only."
 
+# %% ../../nbs/04_extraction/09_llm_questions.ipynb #related-by-rules
+def _related_by_rules(annotations: Sequence[SentenceAnnotation]) -> list[SentenceAnnotation]:
+    "The sentences with the relations that the rules find between their entities."
+    found = [(a, relations_by_rules(a.tokens, a.entities)) for a in annotations]
+    return [replace(a, relations=tuple(relations)) for a, relations in found]
+
 # %% ../../nbs/04_extraction/09_llm_questions.ipynb #asker
+#: Counted among the repairs.
+_RESCUED = "answers cut short; their whole entries are used"
+
+
 class DocumentAnnotator:
     "Annotates documents by two calls each: saved answers from the journals, new ones from a client."
 
     def __init__(self, settings: LLMSettings, answers: Journal, rejects: Journal):
         self.settings, self._answers, self._rejects = settings, answers, rejects
-        self.known = {row["key"]: row["answer"] for row in answers.rows}
+        fixed = [r for r in answers.rows if not (settings.retry_rejects and r.get("rescued"))]
+        self.known = {row["key"]: row["answer"] for row in fixed}
+        self.rescued = {row["key"] for row in fixed if row.get("rescued")}
         self.reasons: dict[str, list[str]] = {}  # why answers could not be used, by key
         if not settings.retry_rejects:
             for row in rejects.rows:
@@ -111,6 +129,8 @@ class DocumentAnnotator:
         message = relation_message(first)
         if not message:
             return first
+        if self.settings.relations == "rules":
+            return _related_by_rules(first)
         return await self._answer(
             "relations", message, client, lambda text, counts: read_relations(text, first, counts)
         )
@@ -124,6 +144,7 @@ class DocumentAnnotator:
             if key not in self.known:
                 return await self._ask(key, call, message, client, read)
         self.reused += 1
+        self.counts[_RESCUED] += key in self.rescued
         return read(self.known[key], self.counts)
 
     async def _ask(
@@ -145,7 +166,29 @@ class DocumentAnnotator:
             self.known[key] = reply.text
             self.counts += counts
             return found
-        raise UnusableAnswer(reasons[-1])
+        return self._rescue(key, call, read)
+
+    def _rescue(self, key: str, call: str, read: Callable) -> list[SentenceAnnotation]:
+        "What the whole entries of cut answers give. Raises `UnusableAnswer` if there is nothing."
+        best: tuple[int, list[SentenceAnnotation], Counter[str], dict] | None = None
+        for row in self._rejects.rows:
+            closed, counts = close_cut(row["answer"]) if row["key"] == key else "", Counter[str]()
+            try:
+                found = read(closed, counts)
+            except UnusableAnswer:
+                continue
+            gained = sum(len(getattr(a, call)) for a in found)
+            if gained > (best[0] if best else 0):
+                best = gained, found, counts, row | {"answer": closed}
+        if not best:
+            raise UnusableAnswer(self.reasons[key][-1])
+        _, found, counts, row = best
+        paid = {"prompt_tokens": 0, "answer_tokens": 0}  # they are booked among the rejects
+        self._answers.append(row | paid | {"rescued": True})
+        self.known[key] = row["answer"]
+        self.rescued.add(key)
+        self.counts += counts + Counter({_RESCUED: 1})
+        return found
 
     def _read_reply(
         self, reply: Reply, read: Callable, counts: Counter[str]

@@ -138,8 +138,8 @@ def evaluate_reports(
         settings["labels"] = _name(labels)
         if warning := ce_warning(source):
             settings["ce_warning"] = warning
-        labels, rule = _label_tables(refs, hypos, labels)
-        found |= ce_stats(*labels, no_finding=rule)
+        (known, written), rule = _label_tables(refs, hypos, labels)
+        found |= ce_stats(known, written, no_finding=rule)
     if annotations is not None:
         settings["annotations"] = _name(annotations)
         if not isinstance(annotations, tuple):

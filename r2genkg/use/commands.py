@@ -8,13 +8,10 @@ __all__ = ['app', 'Card', 'Graph', 'RadEval', 'Run', 'Port', 'main', 'demo_comma
            'audit_verdicts_command', 'app_command']
 
 # %% ../../nbs/10_use/16_commands.ipynb #code-2
-import json, os, sys
+import json, os, sys, typer
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
-
-import typer
-
 from ..core.config import Config, load_config, preset_names
 from ..core.files import R2GenKGError
 from ..data.study import load_studies
@@ -25,6 +22,7 @@ from r2genkg.use.console import (
     AsJson,
     Offline,
     Set,
+    Strict,
     keep_freed_memory,
     plain_warnings,
     show,
@@ -344,7 +342,12 @@ _RefLabels = Annotated[
     typer.Option(help="Label file of the references (first column: id), e.g. of CheXbert."),
 ]
 _HypoLabels = Annotated[Optional[Path], typer.Option(help="Label file of the generated reports.")]
-_Labeler = Annotated[str, typer.Option(help="rules | chexbert:FILE, without label files.")]
+_Labeler = Annotated[
+    str,
+    typer.Option(
+        help="rules | rules:chexpert (bare No Finding, keys end in /bare) | chexbert:FILE, without label files."
+    ),
+]
 
 # %% ../../nbs/10_use/16_commands.ipynb #score-options-2
 Graph = Annotated[
@@ -457,12 +460,13 @@ def report_command(
     out: _ReportOut = None,
     pictures: _Pictures = True,
     one_study: _OneStudy = False,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     "Generate a report for each image, with the evidence behind each sentence. Research software, not for clinical use."
     from r2genkg.use.image_reports import report_files
 
-    show(report_files(images, run, out, pictures, one_study), as_json)
+    show(report_files(images, run, out, pictures, one_study, strict), as_json)
 
 # %% ../../nbs/10_use/16_commands.ipynb #audit
 _AuditOut = Annotated[
@@ -526,10 +530,12 @@ Port = Annotated[int, typer.Option(help="Port.")]
 
 # %% ../../nbs/10_use/16_commands.ipynb #app-command
 @app.command("app")
-def app_command(run: _AppRuns, host: _Host = "127.0.0.1", port: Port = 7860) -> None:
+def app_command(
+    run: _AppRuns, host: _Host = "127.0.0.1", port: Port = 7860, strict: Strict = False
+) -> None:
     "A small local page: upload an image, read the report with its evidence, compare two runs. Needs the extra `app`."
     from r2genkg.use.app import load_gradio, serve
 
     load_gradio()  # a missing library is reported before an address is printed
     typer.echo(f"http://{host}:{port} (Ctrl-C ends it)", err=True)
-    serve(run, host, port)
+    serve(run, host, port, strict=strict)

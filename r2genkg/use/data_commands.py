@@ -6,14 +6,12 @@
 __all__ = ['data', 'data_prepare', 'data_download', 'annotate_command', 'label_command']
 
 # %% ../../nbs/10_use/14_data_commands.ipynb #code-2
+import json, typer
 from pathlib import Path
 from typing import Annotated, Any, Optional
-
-import typer
-
-from ..core.files import R2GenKGError, check_output_path
+from ..core.files import R2GenKGError, atomic_path, check_output_path
 from ..data.tabular import csv_data_frame
-from .console import GROUP, AsJson, Section, show
+from .console import GROUP, AsJson, Section, show, Strict
 
 # %% ../../nbs/10_use/14_data_commands.ipynb #data
 data = typer.Typer(**GROUP, help="Download and prepare data sets.")
@@ -65,14 +63,14 @@ def data_prepare(
     quick: _Quick = False,
     drop_broken: _DropBroken = False,
     refuse_leaks: _RefuseLeaks = False,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     "Check a data set's folder, count what is in it, and write studies.parquet."
     from r2genkg.data.checks import prepare
 
-    counts = prepare(
-        name, root, out, images, splits, section, labels, quick, drop_broken, refuse_leaks
-    )
+    flags = {"quick": quick, "drop_broken": drop_broken, "refuse_leaks": refuse_leaks}
+    counts = prepare(name, root, out, images, splits, section, labels, strict=strict, **flags)
     show(counts, as_json)
 
 # %% ../../nbs/10_use/14_data_commands.ipynb #data_download
@@ -234,11 +232,22 @@ _Key = Annotated[
         "empty: the report itself."
     ),
 ]
-_Labeler = Annotated[str, typer.Option(help="rules | chexbert:FILE")]
+_Labeler = Annotated[
+    str,
+    typer.Option(
+        help="rules | rules:chexpert (No Finding by CheXpert's bare rule) | chexbert:FILE"
+    ),
+]
 _Compare = Annotated[
     Optional[Path],
     typer.Option(
         help="A label file of the same rows, in either layout: print how far the two agree."
+    ),
+]
+_Explain = Annotated[
+    Optional[Path],
+    typer.Option(
+        help="The words behind each label of the rules: .html (a page), .jsonl, or - (printed)."
     ),
 ]
 
@@ -254,6 +263,36 @@ def _agreement(labels: Any, other: Any) -> dict[str, float | None]:
         found[f"{name}, kappa"] = None if undefined else round(row.kappa, 4)
     return found
 
+# %% ../../nbs/10_use/14_data_commands.ipynb #label-words
+def _check_explain(explain: Path | None, labeler: str, *others: Path | None) -> None:
+    "Raise `R2GenKGError` where the words behind the labels cannot be written."
+    if explain is None:
+        return
+    if not labeler.startswith("rules"):
+        raise R2GenKGError(f"--explain: {labeler} names no words; use --labeler rules")
+    if str(explain) == "-":
+        return
+    if explain.suffix.lower() not in (".html", ".jsonl"):
+        raise R2GenKGError(f"{explain}: choose a name that ends in .html or .jsonl, or - to print")
+    check_output_path(explain, *others)
+
+
+def _write_reasons(explain: Path, names: list[str], texts: list[str], labeler: str) -> None:
+    "Write the words behind the labels of each report; - prints them as JSON lines."
+    from r2genkg.text.label_words import explain_labels, reason_record, reasons_page
+
+    reports = ((name, explain_labels(text, labeler)) for name, text in zip(names, texts))
+    if explain.suffix.lower() == ".html":
+        content = reasons_page(reports)
+    else:
+        records = (reason_record(name, reason) for name, reasons in reports for reason in reasons)
+        content = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+    if str(explain) == "-":
+        typer.echo(content, nl=False)
+        return
+    with atomic_path(explain) as tmp:
+        tmp.write_text(content, encoding="utf-8")
+
 # %% ../../nbs/10_use/14_data_commands.ipynb #label-command
 def label_command(
     table: _ReportTable,
@@ -262,6 +301,7 @@ def label_command(
     key: _Key = "",
     labeler: _Labeler = "rules",
     compare: _Compare = None,
+    explain: _Explain = None,
     as_json: AsJson = False,
 ) -> None:
     "The 14 CheXpert labels of every report: 1 positive, 0 negative, -1 uncertain, empty (null) not mentioned."
@@ -273,10 +313,13 @@ def label_command(
             f"{out}: JSON Lines name rows by image path; give its column with --key path_to_image"
         )
     check_output_path(out, table, compare)
+    _check_explain(explain, labeler, table, compare, out)
     rows = csv_data_frame(table, column, *([key] if key else []))
     other = read_labels(compare) if compare else None  # faults before the work
     labels, names = label_reports(rows[column].tolist(), labeler), rows[key or column].tolist()
     write_labels(out, labels, names, key)
+    if explain:
+        _write_reasons(explain, names, rows[column].tolist(), labeler)
     found: dict[str, Any] = {name: int((labels[name] == 1).sum()) for name in labels}
     found |= {"reports": len(labels), "file": str(out)}
     if other is not None:

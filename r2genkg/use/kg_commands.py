@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kg', 'kg_stats', 'kg_compare_graphs', 'kg_build', 'kg_view_page', 'kg_trace', 'kg_import', 'kg_import_m3kg',
-           'kg_export', 'kg_linker_table']
+           'kg_import_pyg', 'kg_export', 'kg_linker_table']
 
 # %% ../../nbs/10_use/13_kg_commands.ipynb #code-2
 from collections.abc import Sequence
@@ -308,6 +308,19 @@ def kg_import_m3kg(
     from r2genkg.kg.exchange import import_m3kg
 
     graph = import_m3kg(relations, aliases)
+    graph.save(out)
+    show(graph.stats(), as_json)
+
+# %% ../../nbs/10_use/13_kg_commands.ipynb #kg-import-pyg
+_PygFolder = Annotated[Path, typer.Argument(help="Folder that `kg export --format pyg` wrote.")]
+
+
+@kg.command("import-pyg")
+def kg_import_pyg(folder: _PygFolder, out: _GraphOut, as_json: AsJson = False) -> None:
+    "Import the files for PyG: names, types and counts; in Python, read_pyg gives them as HeteroData."
+    from r2genkg.kg.from_pyg import import_pyg
+
+    graph = import_pyg(folder)
     graph.save(out)
     show(graph.stats(), as_json)
 
