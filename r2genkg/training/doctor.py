@@ -9,12 +9,11 @@ __all__ = ['Machine', 'look', 'verdicts', 'doctor_rows']
 import os, platform, shutil, subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..core.extras import EXTRAS, missing_modules, pip_command
+from ..core.extras import EXTRAS, is_installed, missing_modules, pip_command
 from ..core.hub import hub_fault
 
 # %% ../../nbs/09_training/15_doctor.ipynb #package-versions
@@ -64,7 +63,7 @@ def _free_gib(folder: Path) -> float:
 # %% ../../nbs/09_training/15_doctor.ipynb #cards
 def _cards() -> list[str]:
     "Name, memory and number formats of each card."
-    if find_spec("torch") is None:
+    if not is_installed("torch"):
         return []
     import torch
 
@@ -118,7 +117,8 @@ def look() -> Machine:
 def _needs(machine: Machine, extra: str, without: tuple[str, ...] = ()) -> str:
     "The remedy for what an extra lacks here; empty if it is whole. Modules in `without` do not count."
     lacking = [name for name in machine.missing[extra] if name not in without]
-    return f"{', '.join(lacking)} not installed: {pip_command(extra)}" if lacking else ""
+    named = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+    return f"{named} not installed: {pip_command(extra)}" if lacking else ""
 
 
 def _card_verdict(machine: Machine) -> tuple[str, str]:
