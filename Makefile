@@ -56,7 +56,7 @@ lock:  ## write the tested versions
 $(READY): settings.ini setup.py requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[demo,dev]'
+	PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[train,app,llm,smollm2,dev]'
 	touch $@
 
 clean:  ## remove build products, not the environment

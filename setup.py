@@ -10,6 +10,10 @@ parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 readme = here / "README.md"
 
+# extra -> packages; `all` has what users install, so neither the tools of development nor radeval with its own pins
+extras = {key.removesuffix("_requirements"): value.split() for key, value in cfg.items() if key.endswith("_requirements")}
+extras["all"] = sorted({package for key, packages in extras.items() if key not in ("dev", "radeval") for package in packages})
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
@@ -24,7 +28,7 @@ setup(
     package_data={"r2genkg": ["py.typed", "presets/*.yaml", "presets/accelerate/*.yaml", "presets/grids/*.yaml", "resources/*", "templates/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={key.removesuffix("_requirements"): value.split() for key, value in cfg.items() if key.endswith("_requirements")},
+    extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

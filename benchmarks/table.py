@@ -153,6 +153,33 @@ def entities(r: dict) -> str:
     )
 
 
+def gpu_steps(name: str, part: dict) -> str:
+    """Time and memory of training steps, or why there are none."""
+    if "not measured" in part:
+        return f"{name} not measured ({part['not measured']})"
+    peak = part["peak GiB"]
+    memory = "" if peak is None else f", peak {peak:.1f} GiB (planned {part['planned GiB']:.1f})"
+    return f"{name} {part['seconds a step']:.2f} s a step{memory}"
+
+
+def gpu(r: dict) -> str:
+    """What `r2genkg doctor --gpu` measured on one card."""
+    parts = [f"{r['device']}, batch {r['batch']}"]
+    parts += [gpu_steps(n, r[n]) for n in ("without checkpointing", "with checkpointing")]
+    beam, resumed, cards = r["beam search"], r["resumed step"], r["two cards"]
+    if "not measured" in beam:
+        parts.append(f"beam search not measured ({beam['not measured']})")
+    else:
+        parts.append(f"beam search {beam['tokens/s']:.0f} tokens/s ({beam['beams']} beams)")
+    apart = resumed.get("greatest difference of weights")
+    parts.append(
+        "a resumed step " + ("not measured" if apart is None else f"differs by {apart:.0e}")
+    )
+    if "same weights" in cards:
+        parts.append("two cards " + ("agree" if cards["same weights"] else "differ"))
+    return "; ".join(parts)
+
+
 #: What was measured, the result file, the function that words it, the command.
 def films(r: dict) -> str:
     """What became of the files that pydicom ships."""
@@ -199,6 +226,12 @@ ROWS: tuple[tuple[str, str, Callable, str], ...] = (
         "plan",
         plan,
         "plan.py",
+    ),
+    (
+        "Llama-2-7B's shape in NF4 with random weights, Swin-B, the paper's prefix, on one card",
+        "gpu",
+        gpu,
+        "r2genkg doctor --gpu --out benchmarks/results/gpu.json",
     ),
     (
         "Nodes that the language model sees (`prune_kg`)",

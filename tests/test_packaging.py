@@ -167,16 +167,23 @@ def lock() -> dict[str, Requirement]:
     return {_normal(r.name): r for r in lines}
 
 
+#: What the Makefile installs and the lock pins; gradio has many versions a month.
+LOCKED = (
+    *("requirements", "train_requirements", "llm_requirements"),
+    *("smollm2_requirements", "dev_requirements"),
+)
+
+
 def test_lock_holds_every_direct_requirement_within_its_bounds():
     locked = lock()
     missing = [
         r.name
-        for key in ("requirements", "dev_requirements")
+        for key in LOCKED
         for r in requirements(key)
         if _normal(r.name) not in locked and _normal(r.name) not in UNLOCKED
     ]
     assert not missing, missing
-    for key in ("requirements", "dev_requirements"):
+    for key in LOCKED:
         for r in requirements(key):
             if _normal(r.name) in UNLOCKED:
                 continue
@@ -214,3 +221,65 @@ def test_changelog_has_this_version():
     assert re.search(
         rf"^## {re.escape(CONFIG['version'])}\b", (ROOT / "CHANGELOG.md").read_text(), re.M
     )
+
+
+def test_extras_are_those_of_the_settings():
+    from r2genkg.core.extras import EXTRAS, explain_missing
+
+    keys = {key.removesuffix("_requirements") for key in CONFIG if key.endswith("_requirements")}
+    assert keys - {"dev"} == set(EXTRAS)
+    assert not {"torch", "transformers"} & {_normal(r.name) for r in requirements("requirements")}
+    for extra, modules in EXTRAS.items():
+        assert all(f"r2genkg[{extra}]" in explain_missing(name) for name in modules)
+
+
+TEXT_SIDE = """
+import sys
+from r2genkg.core.extras import EXTRAS
+
+class Absent:
+    "Modules of extras cannot be imported, as in an installation without them."
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {m for modules in EXTRAS.values() for m in modules}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from r2genkg.use.commands import main
+try: main(sys.argv[1:])
+except SystemExit as e: sys.exit(e.code)
+"""
+
+
+def text_side(*args: str, cwd: Path) -> subprocess.CompletedProcess:
+    """A command where no extra is installed."""
+    return subprocess.run(
+        [sys.executable, "-c", TEXT_SIDE, *args],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_the_text_side_needs_no_extra(tmp_path):
+    (tmp_path / "t.csv").write_text("id,findings\na,Small left effusion.\nb,Small effusion.\n")
+    (tmp_path / "r.json").write_text('{"a": ["no effusion ."], "b": ["large heart ."]}')
+    for command in (
+        "label t.csv --out l.csv",
+        "annotate t.csv --out a.jsonl",
+        "kg build --studies t.csv --min-count 1 --out g",
+        "kg stats g",
+        "kg view g --node effusion --out e.html",
+        "kg trace g effusion --studies t.csv",
+        "kg export g --out g.graphml",
+        "score --refs r.json --hypos r.json",
+        "doctor --offline",
+    ):
+        done = text_side(*command.split(), cwd=tmp_path)
+        assert not done.returncode, (command, done.stderr[-2000:])
+    fault = text_side(
+        *"train --preset own-small --set studies.path=t.csv --out r".split(), cwd=tmp_path
+    )
+    assert fault.returncode == 1 and "pip install 'r2genkg[train]'" in fault.stderr
+    assert len(fault.stderr.strip().splitlines()) == 1
