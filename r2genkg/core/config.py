@@ -89,19 +89,24 @@ class ScalesConfig(Section):
 
 # %% ../../nbs/00_core/01_config.ipynb #classifierconfig
 class ClassifierConfig(Section):
-    "The Swin classifier of the 14 labels (chapter `vision`; reference: SwinCheX)."
+    "The classifier of the 14 labels (chapter `vision`; reference: SwinCheX)."
 
-    backbone: str = "microsoft/swin-base-patch4-window7-224"  # hub name, folder, or "scratch"
+    backbone: str = (
+        "microsoft/swin-base-patch4-window7-224"  # see `vision.encoders`; "scratch": a small Swin
+    )
     patch_size: _Count = 4  # the fields down to `heads` act for "scratch" only
     embed_dim: _Count = 96
     depths: tuple[_Count, ...] = Field((2, 2, 6, 2), min_length=1)
     heads: tuple[_Count, ...] = Field((3, 6, 12, 24), min_length=1)
+    frozen: int = Field(0, ge=0)  # first parts of a pretrained encoder that are not trained
     uncertain: Literal["ignore", "zeros", "ones"] = "ignore"  # CheXpert's U-policies
     unmentioned: Literal["ignore", "zeros"] = "zeros"
     epochs: int = Field(10, ge=0)
     batch_size: int = Field(32, ge=1)
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.05, ge=0)
+    augment: Literal["shift", "affine"] = "shift"  # affine: also turned, scaled, other contrast
+    box_weight: float = Field(0.5, ge=0)  # of the loss over places, where boxes are given
 
     @model_validator(mode="after")
     def _heads_of_each_stage(self) -> "ClassifierConfig":
@@ -117,7 +122,7 @@ class TokensConfig(Section):
     "Disease-aware vision tokens (chapter `vision`; reference: AM_MRG's cam.py)."
 
     aside = ("batch_size",)
-    method: str = "gradcam"  # any CAM of pytorch-grad-cam by name
+    method: str = "gradcam"  # a CAM of pytorch-grad-cam by name, or "places"
     patch: int = Field(16, ge=4)  # pixels
     threshold: float = Field(0.75, ge=0, le=1)  # mean CAM of a kept patch
     features: Literal["pooled", "patch"] = (
