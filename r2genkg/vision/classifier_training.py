@@ -21,7 +21,7 @@ from ..core.hf_trainer import one_card, progress_callback, train_once
 from ..core.runtime import best_device, has_bfloat16, set_seed
 from ..data.images import ImageCache, to_pixels
 from ..data.regions import Regions
-from ..data.study import LABELS, Study, label_matrix
+from ..data.study import Study, label_matrix
 from .classifier import SwinClassifier, build_backbone, predict_labels
 from .augmentation import augment_film
 from .label_scores import macro_auroc, score_labels
@@ -98,7 +98,7 @@ _GRID = 80
 
 
 class _ViewDataset(torch.utils.data.Dataset):
-    "All views of some studies: image (H, W) uint8 from a cache, changed at random, targets (14,) and box shares (14, G, G)."
+    "All views of some studies: image (H, W) uint8, changed at random, targets (14,), box shares (14, G, G) or None."
 
     def __init__(
         self,
