@@ -18,6 +18,7 @@ from ..core.runtime import progress
 from .catalog import data_set, read_data_set
 from .collecting import leaking_patients
 from .images import read_image
+from .nih import nih_counts
 from .splits import SPLITS
 from .study import Studies, Study, save_studies
 
@@ -100,7 +101,8 @@ def _repeated_texts(studies: Sequence[Study], section: str) -> tuple[int, int]:
     texts: dict[str, Counter] = {split: Counter() for split in SPLITS}
     for s in studies:
         text = " ".join(s.report(section).lower().split())
-        texts[s.split][text] += 1
+        if text:
+            texts[s.split][text] += 1
     within = sum(counts.total() - len(counts) for counts in texts.values())
     held_out = texts["val"] + texts["test"]
     return within, sum(n for text, n in held_out.items() if text in texts["train"])
@@ -248,7 +250,7 @@ def _summary(name: str, studies: Studies, section: str, extra: dict, images: dic
 
 # %% ../../nbs/01_data/15_checks.ipynb #prepare
 def prepare(
-    name: str,  # iu-xray | chexpert-plus | mimic-cxr
+    name: str,  # iu-xray | chexpert-plus | mimic-cxr | nih
     root: str | Path,  # the data set's file or folder
     out: str | Path,  # studies.parquet; the report goes beside it, as .json
     images: str | Path | None = None,  # folder of the images; None: the usual place
@@ -268,8 +270,8 @@ def prepare(
         raise R2GenKGError(f"{root}: no study left to write ({read.report})")
     if refuse_leaks:
         _check_leaks(name, leaking_patients(studies), root)
-    impressions = _impressions(studies, section, root)
-    found = {"file": str(out)} | _summary(name, studies, section, impressions, image_counts)
+    extra = nih_counts(root) if name == "nih" else _impressions(studies, section, root)
+    found = {"file": str(out)} | _summary(name, studies, section, extra, image_counts)
     counts = {split: found[split] for split in SPLITS}
     studies.meta |= {"section": section, "counts": counts}
     save_studies(studies, out)
