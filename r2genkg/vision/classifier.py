@@ -342,13 +342,23 @@ def read_batch(
 _BATCH = 32
 
 
+def _moved_copy(images: np.ndarray, down: int, right: int) -> np.ndarray:
+    "Images (B, S, S) moved by some pixels, their border repeated."
+    if not (down or right):
+        return images
+    most, size = max(abs(down), abs(right)), images.shape[-1]
+    padded = np.pad(images, ((0, 0), (most, most), (most, most)), mode="edge")
+    return padded[:, most - down :, most - right :][:, :size, :size]
+
+
 @torch.inference_mode()
 def predict_labels(
     classifier: SwinClassifier,
     studies: Sequence[Study],
     cache: ImageCache | None = None,  # decoded images; None: images are decoded here
+    moves: Sequence[tuple[int, int]] = ((0, 0),),  # copies of an image: pixels down and right
 ) -> np.ndarray:  # (S, 14)
-    "Probability of each label, the mean over the views of a study; NaN for a study without an image."
+    "Probability of each label, the mean over the views of a study and their copies; NaN for a study without an image."
     classifier.eval()
     device = next(classifier.parameters()).device
     views = [(image, row) for row, study in enumerate(studies) for image in study.images]
@@ -356,9 +366,11 @@ def predict_labels(
     starts = range(0, len(views), _BATCH)
     for start in progress(starts, "classifying", len(starts)):
         paths, rows = zip(*views[start : start + _BATCH])
-        pixels = to_pixels(read_batch(paths, classifier.image_size, cache))
-        probabilities = classifier(pixels.to(device)).float().sigmoid()
-        np.add.at(total, list(rows), probabilities.cpu().numpy())
+        images = read_batch(paths, classifier.image_size, cache)
+        for down, right in moves:
+            pixels = to_pixels(_moved_copy(images, down, right))
+            probabilities = classifier(pixels.to(device)).float().sigmoid()
+            np.add.at(total, list(rows), probabilities.cpu().numpy() / len(moves))
     counts = np.array([len(s.images) for s in studies], dtype=float)[:, None]
     unknown = np.full_like(total, np.nan)
     return np.divide(total, counts, out=unknown, where=counts > 0)
