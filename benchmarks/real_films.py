@@ -1,6 +1,6 @@
 """A classifier of real films: how well it names findings, and whether its maps and tokens lie on them.
 
-    python benchmarks/real_films.py --train DIR --test DIR --json OUT [--encoder NAME] [--size 320] [--epochs 8]
+    python benchmarks/real_films.py --train DIR --test DIR --json OUT [--encoder NAME] [--size 256] [--epochs 10]
                                     [--seeds 0] [--folds N --fold I] [--save DIR]
 
 Each folder has `index.csv` (id, image, chexpert, patient_id) and, where there are boxes, `boxes.csv` (id, chexpert, x0,
@@ -31,11 +31,18 @@ from r2genkg.data.readers import read_studies
 from r2genkg.data.regions import Regions, read_regions
 from r2genkg.data.splits import hash_share
 from r2genkg.data.study import LABELS, label_matrix
-from r2genkg.vision.classifier import SwinClassifier, predict_labels
+from r2genkg.vision.classifier import SwinClassifier
 from r2genkg.vision.classifier_training import label_targets, train_classifier
+from r2genkg.vision.decisions import predict_jury
 from r2genkg.vision.label_scores import score_labels
 from r2genkg.vision.map_audit import audit_bank
-from r2genkg.vision.pointing import location_prior, macro_interval, pointing_rows, pointing_table
+from r2genkg.vision.pointing import (
+    location_prior,
+    macro_interval,
+    pointing_rows,
+    pointing_table,
+    pointing_with_prior,
+)
 from r2genkg.vision.vision_tokens import extract_tokens
 
 #: The labels of `macro_auroc_8`; all but the last have boxes.
@@ -177,11 +184,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--test", type=Path, help="folder of the test films")
     parser.add_argument("--json", type=Path, required=True, help="write the figures to this file")
     parser.add_argument("--encoder", default="efficientnet-lite0", help="see vision.encoders")
-    parser.add_argument("--size", type=int, default=320, help="pixels a side")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--size", type=int, default=256, help="pixels a side")
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--frozen", type=int, default=6, help="parts of EfficientNet that stay")
-    parser.add_argument("--box-weight", type=float, default=0.5, help="0: boxes teach nothing")
+    parser.add_argument("--move", type=int, default=8, help="pixels; copies of test films, 0: none")
+    parser.add_argument("--box-weight", type=float, default=1.0, help="0: boxes teach nothing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--folds", type=int, default=0, help="test a part of --train instead")
     parser.add_argument("--fold", type=int, default=0)
@@ -205,16 +213,18 @@ def measure(args, work: Path) -> dict:
         classifier = open_or_train(args, seed, train, train_boxes, cache, work)
         trained = time.perf_counter() - start
         say(f"scoring {len(test):,} films, seed {seed}")
-        probs.append(predict_labels(classifier, test, cache))
+        probs.append(predict_jury([classifier], test, cache, args.move))
         one = auroc(test, probs[-1]) | {"seconds_until_trained": trained}
         if len(test_boxes):
             rows.append(
                 pointing_rows(classifier, test, test_boxes, prior, ("places", *args.methods), cache)
             )
             rules = token_rules(["places", *args.methods])
-            one |= pointing(rows[-1]) | {
-                "tokens": tokens(classifier, test, test_boxes, cache, rules)
-            }
+            one |= pointing(rows[-1])
+            one["tokens"] = tokens(classifier, test, test_boxes, cache, rules)
+            both = pointing_with_prior(classifier, test, test_boxes, prior, cache)
+            hits = both.groupby("label").pointing.mean()
+            one |= {"macro_pointing_with_prior": hits.mean(), "with_prior": hits.to_dict()}
         alone.append(one)
         say(f"macro_auroc_8 {one['macro_auroc_8']:.3f}, pointing {one.get('macro_pointing')}")
     result = dict(alone[0]) if len(alone) == 1 else auroc(test, np.mean(probs, axis=0))

@@ -47,6 +47,7 @@ class StudiesConfig(Section):
     format: str = "auto"  # see `data.readers.read_studies`
     image_root: str = ""  # folder that image paths are relative to
     labels: str = ""  # CheXbert label lines of CheXpert Plus
+    boxes: str = ""  # boxes or outlines of findings, see `data.regions`
     # what is made of a report
     section: Literal["findings", "findings+impression"] = "findings"
     cleaning: Literal["iu", "mimic", "mimic-gpt", "none"] = (
@@ -122,6 +123,7 @@ class TokensConfig(Section):
     "Disease-aware vision tokens (chapter `vision`; reference: AM_MRG's cam.py)."
 
     aside = ("batch_size",)
+    source: Literal["maps", "boxes"] = "maps"  # boxes: patches of studies.boxes, no map
     method: str = "gradcam"  # a CAM of pytorch-grad-cam by name, or "places"
     patch: int = Field(16, ge=4)  # pixels
     threshold: float = Field(0.75, ge=0, le=1)  # mean CAM of a kept patch

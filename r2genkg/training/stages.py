@@ -30,6 +30,7 @@ from ..kg.merging import GraphOptions
 from ..data.images import ImageCache
 from ..text.labels import label_reports, with_labels
 from ..phantom.phantoms import draw_for_labels, write_phantoms
+from ..data.regions import Regions, read_regions
 from r2genkg.data.study import (
     Studies,
     check_images,
@@ -212,8 +213,13 @@ def image_cache(config: Config, paths: Mapping[str, Path], work: Path) -> ImageC
     return ImageCache(_cache_folder(paths) or work / "cache", config.studies.image_size)
 
 # %% ../../nbs/09_training/08_stages.ipynb #make-classifier
+def _regions(config: Config) -> Regions | None:
+    "The boxes that the configuration names; None if it names none."
+    return read_regions(config.studies.boxes) if config.studies.boxes else None
+
+
 def make_classifier(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
-    "Stage `classifier`: Swin on the 14 labels."
+    "Stage `classifier`: the 14 labels and, where there are boxes, their places."
     studies = load_studies(paths["studies"] / "studies.parquet")
     metrics = train_classifier(
         studies,
@@ -222,6 +228,7 @@ def make_classifier(config: Config, paths: dict[str, Path], out: Path, work: Pat
         work,
         config.studies.image_size,
         cache=image_cache(config, paths, work),
+        regions=_regions(config),
     )
     return f"macro AUROC {metrics['macro_auroc']:.3f} on {metrics['split']}"
 
@@ -234,6 +241,7 @@ def make_tokens(config: Config, paths: dict[str, Path], out: Path, work: Path) -
         studies,
         config.tokens,
         image_cache(config, paths, work),
+        regions=_regions(config),
     )
     tokens.save(out)
     return f"{len(tokens.table):,} tokens of {tokens.table.label.nunique()} labels"
@@ -272,8 +280,14 @@ STAGES = (
     ),
     Stage("m3kg", ("graph",), ("studies",), make_graph, ("graph.annotator",)),
     Stage("scales", ("scales",), ("m3kg",), make_scale_graphs, ("scales.embedder",)),
-    Stage("classifier", ("classifier",), ("studies",), make_classifier, ("classifier.backbone",)),
-    Stage("vision_tokens", ("tokens",), ("studies", "classifier"), make_tokens),
+    Stage(
+        "classifier",
+        ("classifier",),
+        ("studies",),
+        make_classifier,
+        ("classifier.backbone", "studies.boxes"),
+    ),
+    Stage("vision_tokens", ("tokens",), ("studies", "classifier"), make_tokens, ("studies.boxes",)),
     Stage(
         "run",
         ("model", "llm", "train", "decode"),
