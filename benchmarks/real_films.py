@@ -1,7 +1,7 @@
 """A classifier of real films: how well it names findings, and whether its maps and tokens lie on them.
 
     python benchmarks/real_films.py --train DIR --test DIR --json OUT [--encoder NAME] [--size 256] [--epochs 10]
-                                    [--seeds 0] [--folds N --fold I] [--save DIR]
+                                    [--seeds 0] [--folds N --fold I] [--other DIR ...] [--save DIR]
 
 Each folder has `index.csv` (id, image, chexpert, patient_id) and, where there are boxes, `boxes.csv` (id, chexpert, x0,
 y0, x1, y1 in fractions). The classifier learns the labels of the training films and the boxes on them. The boxes of the
@@ -152,6 +152,17 @@ def pointing(rows: pd.DataFrame) -> dict:
     }
 
 
+def elsewhere(classifier, folders: list[Path], move: int) -> dict:
+    """AUROC of the labels that films of other hospitals state, with intervals, by folder."""
+    found = {}
+    for folder in folders:
+        studies, _ = read_folder(folder, "test")
+        targets = label_matrix(studies)  # what a folder does not state is left out
+        table = score_labels(targets, predict_jury([classifier], studies, None, move))
+        found[folder.name] = table.dropna().to_dict("index")
+    return found
+
+
 def tokens(classifier, test: list, boxes: Regions, cache: ImageCache, rules: dict) -> dict:
     """Share of token area inside the boxes of its label, by rule, on test films."""
     boxed = [s for s in test if boxes.labels(s.id)]
@@ -193,6 +204,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--folds", type=int, default=0, help="test a part of --train instead")
     parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument(
+        "--other", type=Path, nargs="*", default=[], help="folders of other hospitals"
+    )
     parser.add_argument("--save", type=Path, help="keep the classifiers in this folder")
     parser.add_argument(
         "--methods", nargs="*", default=["gradcamelementwise"], help="further maps to score"
@@ -231,6 +245,7 @@ def measure(args, work: Path) -> dict:
     if len(alone) > 1:
         result |= pointing(pd.concat(rows)) if rows else {}
         result["alone"] = alone
+    result["elsewhere"] = elsewhere(classifier, args.other, args.move)
     result["token_area"] = alone[0].get("tokens", {}).get("places over 0.75")
     return result | {"train": len(train), "test": len(test), "boxed": len(test_boxes)}
 
@@ -247,7 +262,7 @@ def main() -> int:
     result |= {
         "seconds": round(time.perf_counter() - start, 1),
         "memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "settings": json.loads(json.dumps(vars(args), default=str)),
         "labels": list(LABELS),
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
