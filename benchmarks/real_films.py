@@ -168,8 +168,18 @@ def tokens(classifier, test: list, boxes: Regions, cache: ImageCache, rules: dic
     boxed = [s for s in test if boxes.labels(s.id)]
     size, found = classifier.image_size, {}
     for name, rule in rules.items():
-        bank = extract_tokens(classifier, boxed, rule, cache, any_split=True)
-        table = audit_bank(bank, lambda study: boxes.masks(study, size))
+        try:
+            bank = extract_tokens(classifier, boxed, rule, cache, any_split=True)
+            table = audit_bank(bank, lambda study: boxes.masks(study, size))
+        except R2GenKGError as e:  # no patch is over the threshold, or none of a label with a box
+            found[name] = {
+                "tokens": 0,
+                "area": None,
+                "chance": None,
+                "ratio": None,
+                "reason": str(e),
+            }
+            continue
         macro = table.loc["macro"]
         found[name] = {
             "tokens": int(macro.tokens),
