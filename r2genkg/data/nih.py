@@ -184,8 +184,18 @@ def _named_labels(rows: list[tuple[str, dict]]) -> list[dict[str, float]]:
     return [{label: float(label in names) for label in stated} for names in named]
 
 
+def _numbered_labels(row: dict[str, str], where: str) -> dict[str, float]:
+    "Labels of a row from columns named as the labels: 1, 0, -1 or empty."
+    cells = {label: row[label] for label in LABELS if row.get(label)}
+    values = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0}
+    for label, cell in cells.items():
+        if cell not in values:
+            raise R2GenKGError(f"{where}: {label} is {cell!r}; expected 1, 0, -1 or empty")
+    return {label: values[cell] for label, cell in cells.items()}
+
+
 def read_label_table(
-    path: str | Path,  # csv with id, image and chexpert
+    path: str | Path,  # csv with id, image and chexpert or columns of labels
     root: str | Path | None = None,  # folder that images are relative to; None: that of the table
 ) -> Iterator[dict]:
     "Records of a table of films with label names. Raises `R2GenKGError` that names file and row."
@@ -193,8 +203,14 @@ def read_label_table(
 
     path = Path(path)
     folder = root if root is not None else path.parent
-    rows = list(read_table(path, ("id", "image", "chexpert")))
-    for (where, row), labels in zip(rows, _named_labels(rows)):
+    rows = list(read_table(path, ("id", "image")))
+    if not rows or not {"chexpert", *LABELS} & set(rows[0][1]):
+        raise R2GenKGError(
+            f"{path}: no column chexpert and none named as one of the 14 labels, or no row"
+        )
+    named = "chexpert" in rows[0][1]
+    found = _named_labels(rows) if named else [_numbered_labels(row, where) for where, row in rows]
+    for (where, row), labels in zip(rows, found):
         yield dict(
             id=row["id"],
             images=(join_image(folder, row["image"], where),),

@@ -220,7 +220,8 @@ def _csv_form(path: Path) -> str:
         return "openi-tables"
     if {"Image Index", "Finding Labels"} <= columns:
         return "nih"
-    if {"id", "image", "chexpert"} <= columns and "findings" not in columns:
+    labelled = {"chexpert", *LABELS} & columns
+    if {"id", "image"} <= columns and labelled and "findings" not in columns:
         return "labels"
     if {"dicom_id", "study_id", "split"} <= columns:
         return "mimic-cxr"
