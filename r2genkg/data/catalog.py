@@ -80,7 +80,7 @@ def _image_folder(data: DataSet, root: Path, images: str | Path | None) -> Path 
 # %% ../../nbs/01_data/14_catalog.ipynb #form-of
 def _form_of(name: str, root: Path) -> str:
     "The form of a data set. A studies.parquet beside IU-Xray is an earlier output and no source."
-    if name == "chexpert-plus":
+    if name in ("chexpert-plus", "nih"):
         return name
     if name == "mimic-cxr":
         annotated = root.suffix == ".json" or (root / FORMATS["r2gen"]).is_file()

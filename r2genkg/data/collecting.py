@@ -73,6 +73,7 @@ def collect(
     report: ReadReport,  # counts are added to it
     splits: str | Path = "auto",  # auto: the file's, else hash | file | hash | split-id JSON
     section: str = "findings",  # findings | findings+impression: a study needs one of them
+    text_needed: bool = True,  # False: labels alone make a study
 ) -> Studies:
     """Turn records into studies. Everything left out is counted in `report` and logged.
 
@@ -89,7 +90,7 @@ def collect(
         _check_id(record["id"], seen, where)
         if not record.get("images"):
             report.noted["without images"] += 1
-        if not _clear_unwritten(record, parts):
+        if not _clear_unwritten(record, parts) and text_needed:
             drop = drop or f"without {' or '.join(parts)}"
         split = "" if drop else _assign_split(record, rule, split_of, where)
         if not split:

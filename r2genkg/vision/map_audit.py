@@ -15,7 +15,7 @@ from ..core.files import R2GenKGError
 from ..core.runtime import progress
 from ..data.images import ImageCache, to_pixels
 from ..data.study import LABELS, Study
-from .class_maps import cam_class, pair_cams
+from .class_maps import check_method, pair_cams
 from .classifier import SwinClassifier, read_batch
 from .vision_tokens import VisionTokens
 
@@ -107,7 +107,7 @@ def audit_maps(
     Raises `R2GenKGError` for an unknown method, an empty mask, and where no study has a mask.
     """
     for method in methods:
-        cam_class(method)
+        check_method(method)
     classifier.eval()
     rows: list[dict] = []
     starts = range(0, len(studies), _BATCH)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.config import TokensConfig
 from ..core.files import R2GenKGError
 from ..data.images import to_pixels
-from .class_maps import pair_cams
+from .class_maps import PLACES, pair_cams
 from .classifier import SwinClassifier
 
 # %% ../../nbs/06_vision/04_patches.ipynb #select_patches
@@ -87,11 +87,15 @@ def batch_tokens(
     images: Tensor,  # (B, S, S) uint8
     positive: Tensor,  # (B, 14) bool
     config: TokensConfig,
+    masks: Tensor | None = None,  # (R, S, S) of the positive pairs, in place of their maps
 ) -> tuple[pd.DataFrame, Tensor]:
     "Candidate tokens of a batch: a table with item, label_id, cell, rank and cam, and features (N, C)."
     pixels = to_pixels(images).to(next(classifier.parameters()).device)
     image_of, label_of = positive.nonzero(as_tuple=True)
-    maps, grid = pair_cams(classifier, pixels, image_of, label_of, config.method, config.batch_size)
+    method = config.method if masks is None else PLACES  # the cheapest, for the feature map alone
+    maps, grid = pair_cams(classifier, pixels, image_of, label_of, method, config.batch_size)
+    if masks is not None:
+        maps = masks.float()
     pair, cell, rank, score = select_patches(maps, config.patch, config.threshold)
     item, label_id = image_of[pair], label_of[pair]
     if config.features == "patch":

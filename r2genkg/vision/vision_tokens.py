@@ -7,7 +7,7 @@ __all__ = ['TOKEN_COLUMNS', 'SLACK', 'VisionTokens', 'extract_tokens', 'attach_t
 
 # %% ../../nbs/06_vision/05_vision_tokens.ipynb #code-2
 import logging, os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..core.config import TokensConfig
 from ..core.files import R2GenKGError, atomic_path, read_json, write_json
 from ..core.runtime import progress
 from ..data.images import ImageCache
+from ..data.regions import Regions
 from ..data.study import LABELS, Study, label_matrix
 from ..kg.label_nodes import label_nodes
 from .class_maps import check_method
@@ -152,6 +153,7 @@ def _candidates(
     matrix: np.ndarray,  # (S, 14)
     config: TokensConfig,
     cache: ImageCache | None,
+    masks_of: Callable[[int, Tensor], Tensor] | None = None,  # study row, its labels -> masks
 ) -> Iterator[tuple[pd.DataFrame, Tensor]]:
     "Tokens batch by batch; `item` counts through `views`."
     starts = range(0, len(views), config.batch_size)
@@ -159,8 +161,25 @@ def _candidates(
         part = views[start : start + config.batch_size]
         images = read_batch([path for *_, path in part], classifier.image_size, cache)
         positive = torch.from_numpy(matrix[[row for row, *_ in part]] == 1)
-        table, features = batch_tokens(classifier, torch.tensor(images), positive, config)
+        masks = None
+        if masks_of is not None:
+            masks = torch.cat([masks_of(row, labels) for (row, *_), labels in zip(part, positive)])
+        table, features = batch_tokens(classifier, torch.tensor(images), positive, config, masks)
         yield table.assign(item=table["item"] + start), features
+
+# %% ../../nbs/06_vision/05_vision_tokens.ipynb #box-masks
+def _box_masks(
+    studies: Sequence[Study], regions: Regions, size: int
+) -> Callable[[int, Tensor], Tensor]:
+    "A function: row of a study and its positive labels (14,) bool -> masks (R, S, S), empty where there is no box."
+
+    def masks_of(row: int, labels: Tensor) -> Tensor:
+        known = regions.masks(studies[row].id, size)
+        empty = np.zeros((size, size), dtype=bool)
+        found = [known.get(LABELS[k], empty) for k in labels.nonzero().flatten().tolist()]
+        return torch.from_numpy(np.array(found, dtype=bool).reshape(-1, size, size))
+
+    return masks_of
 
 # %% ../../nbs/06_vision/05_vision_tokens.ipynb #collect
 #: Candidates per label, as a multiple of the cap, before they are thinned during extraction.
@@ -221,6 +240,7 @@ def extract_tokens(
     config: TokensConfig = TokensConfig(),
     cache: ImageCache | None = None,  # decoded images; None: decoded here
     any_split: bool = False,  # take studies outside the training split too
+    regions: Regions | None = None,  # boxes, where `config.source` is boxes
 ) -> VisionTokens:
     """Make the bank of vision tokens (paper, Figure 2, step 3).
 
@@ -234,7 +254,12 @@ def extract_tokens(
     views = _positive_views(studies, matrix)
     if not views:
         raise R2GenKGError("no training image has a positive label: no vision tokens to extract")
-    batches = _candidates(classifier.eval(), views, matrix, config, cache)
+    masks_of = None
+    if config.source == "boxes":
+        if regions is None or not len(regions):
+            raise R2GenKGError("tokens.source=boxes needs boxes: give studies.boxes, or use maps")
+        masks_of = _box_masks(studies, regions, classifier.image_size)
+    batches = _candidates(classifier.eval(), views, matrix, config, cache, masks_of)
     table, features, found = _collect(batches, config.max_per_label)
     table, features = _balance(table, features, config.max_per_label)
     if not len(table):
