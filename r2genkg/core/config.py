@@ -166,6 +166,21 @@ class ModelConfig(Section):
     )  # weight of a loss: queries near the nodes of their label
     query_labels: float = Field(0.0, ge=0)  # weight of a loss: query i predicts label i
     retrieval_labels: float = Field(0.0, ge=0)  # weight of a loss: retrieve tokens of true labels
+    # not in the paper: the graph and the bank grounded in the image
+    grounding: float = Field(0.0, ge=0)  # weight of a loss: which nodes does the image show?
+    ground_edges: float = Field(0.0, ge=0)  # as grounding, for edges; acts with grounding
+    choose_nodes: Literal["presence", "attention", "frequency"] = (
+        "presence"  # which nodes `prune_kg` keeps; acts with grounding
+    )
+    node_prototypes: bool = False  # nodes of the 14 labels join text and their vision tokens
+    graph_control: Literal[
+        "none", "no edges", "shuffled edges", "random features", "free queries"
+    ] = "none"  # what a graph is replaced by, to see what it is good for
+    visual_places: bool = False  # visual tokens carry a learnt embedding of their cell
+    retrieve_nothing: bool = False  # an entry of the bank for nothing; retrieval_labels then
+    # rewards each query's own label where present, and nothing where absent
+    retrieval_places: bool = False  # vision tokens carry their place; reward those near the finding
+    label_prompts: bool = False  # 14 tokens that say which labels are present; needs query_labels
 
     @model_validator(mode="after")
     def _heads_divide_widths(self) -> "ModelConfig":
@@ -184,6 +199,8 @@ class ModelConfig(Section):
         for field in ("use_retrieval", "query_labels", "align_weight"):
             if getattr(self, field) and not self.use_queries:
                 raise ValueError(f"{field} needs use_queries")
+        if self.label_prompts and not self.query_labels:
+            raise ValueError("label_prompts needs query_labels, which predicts the labels")
         return self
 
 # %% ../../nbs/00_core/01_config.ipynb #llmconfig
