@@ -241,6 +241,7 @@ def make_tokens(config: Config, paths: dict[str, Path], out: Path, work: Path) -
 # %% ../../nbs/09_training/08_stages.ipynb #training_data
 def training_data(paths: Mapping[str, Path]) -> TrainingData:
     "What training reads, from the stages' folders."
+    notes = paths["m3kg"] / "annotations.jsonl"
     return TrainingData(
         studies=load_studies(paths["studies"] / "studies.parquet"),
         scales=load_scales(paths["scales"]),
@@ -248,6 +249,7 @@ def training_data(paths: Mapping[str, Path]) -> TrainingData:
         classifier=paths["classifier"],
         graph=M3KG.load(paths["m3kg"]),
         cache=_cache_folder(paths),
+        annotations=notes if notes.is_file() else None,
     )
 
 # %% ../../nbs/09_training/08_stages.ipynb #make-run
