@@ -409,10 +409,10 @@ def report_command(
 
 # %% ../../nbs/10_use/16_commands.ipynb #audit
 _AuditOut = Annotated[
-    Path,
+    Optional[Path],
     typer.Option(
         help="Folder to write: purity.csv, sheet.png, audit.html; "
-        "for phantoms also pointing.csv and bank.csv."
+        "for phantoms also pointing.csv and bank.csv. Without it only numbers are printed."
     ),
 ]
 _CamMethods = Annotated[
@@ -427,15 +427,15 @@ _Seed = Annotated[int, typer.Option(help="Of the drawing.")]
 @app.command("audit")
 def audit_command(
     run: _RunFolder,
-    out: _AuditOut,
+    out: _AuditOut = None,
     methods: _CamMethods = "",
     count: _Count = 50,
     split: _AuditSplit = "test",
     seed: _Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Does a study retrieve vision tokens of its own diseases, and do they lie on the disease? Numbers, and a form \
-for a reader."""
+    """Does each disease query retrieve its own disease, only where it is present? Does the graph follow the image? \
+Numbers with intervals, and with --out a form for a reader."""
     from r2genkg.use.run_audit import audit_run
 
     names = [name for name in methods.split(",") if name]
