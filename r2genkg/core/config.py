@@ -244,6 +244,9 @@ class TrainConfig(Section):
     clip: float = Field(1.0, ge=0)  # bound of the gradient's norm; 0: none
     evals_per_epoch: float = Field(2, ge=0)  # validation with generation
     target_length: int = Field(100, ge=4)  # tokens of the reference report
+    balance: float = Field(
+        0.0, ge=0, le=1
+    )  # 0: every study once an epoch; 1: studies with rare labels as often as the others together
     patience: int = Field(0, ge=0)  # evaluations without a gain before stopping; 0 = never
     save_steps: int = Field(
         0, ge=0

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILLER', 'MODEL_INPUTS', 'TrainingData', 'check_held_out', 'training_texts', 'ReportDataset', 'Collator',
-           'views_to_pixels', 'LengthGroupedSampler', 'make_dataset']
+           'views_to_pixels', 'LengthGroupedSampler', 'balanced_chances', 'make_dataset']
 
 # %% ../../nbs/09_training/02_dataset.ipynb #code-2
 from collections.abc import Callable, Iterator, Sequence
@@ -197,10 +197,12 @@ class LengthGroupedSampler(Sampler):
         batch_size: int,  # examples of one optimiser step, over all processes
         seed: int = 0,
         multiple: int = 1,  # examples that all processes take at once: an epoch is filled up to whole rounds
+        weights: np.ndarray
+        | None = None,  # chance of each example to be drawn; None: each comes once
     ):
         self.lengths, self.batch_size, self.seed = list(lengths), batch_size, seed
         self.fillers = -len(self.lengths) % multiple
-        self.epoch = 0
+        self.epoch, self.weights = 0, weights
 
     def __len__(self) -> int:
         return len(self.lengths) + self.fillers
@@ -211,7 +213,7 @@ class LengthGroupedSampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        batches = self._batches(rng.permutation(len(self.lengths)))
+        batches = self._batches(self._drawn(rng))
         whole = [b for b in batches if len(b) == self.batch_size]
         short = [b for b in batches if len(b) < self.batch_size]
         for i in rng.permutation(len(whole)):
@@ -220,6 +222,13 @@ class LengthGroupedSampler(Sampler):
             yield from map(int, batch)
         yield from [FILLER] * self.fillers
 
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        "The examples of an epoch in random order: each once, or drawn by weight, rare ones more than once."
+        count = len(self.lengths)
+        if self.weights is None:
+            return rng.permutation(count)
+        return rng.choice(count, count, p=self.weights / self.weights.sum())
+
     def _batches(self, order: np.ndarray) -> list[list[int]]:
         "Cut each window of the order, sorted by length, into batches."
         batches, window, size = [], self.batch_size * _WINDOW, self.batch_size
@@ -227,6 +236,16 @@ class LengthGroupedSampler(Sampler):
             part = sorted(order[start : start + window], key=lambda i: self.lengths[i])
             batches += [part[i : i + size] for i in range(0, len(part), size)]
         return batches
+
+# %% ../../nbs/09_training/02_dataset.ipynb #balanced-chances
+def balanced_chances(labels: Tensor, balance: float) -> np.ndarray:  # (S, 14) -> (S,), sums to 1
+    "Chance of each study to be drawn; `balance` 0: all alike, 1: every rarest label alike."
+    there = labels.numpy() == 1
+    there[~there.any(1), -1] = True  # nothing stated: as if normal
+    rates = there.mean(0)
+    rarest = np.where(there, rates, 2.0).min(1)
+    wanted = 1 / rarest
+    return balance * wanted / wanted.sum() + (1 - balance) / len(there)
 
 # %% ../../nbs/09_training/02_dataset.ipynb #encode_views
 @torch.inference_mode()
@@ -299,6 +318,12 @@ def make_dataset(
 def _wanted_labels(config: Config, studies: Sequence[Study]) -> Tensor | None:
     "Labels (S, 14) for the losses that read them; None where no such loss is on."
     c = config.model
-    if not (c.query_labels or c.align_weight or c.retrieval_labels or c.label_prompts):
+    if not (
+        c.query_labels
+        or c.align_weight
+        or c.retrieval_labels
+        or c.label_prompts
+        or config.train.balance
+    ):
         return None
     return torch.tensor(label_matrix(studies))

@@ -26,7 +26,7 @@ from ..model.model import R2GenKG
 from ..model.qformer import load_qformer
 from ..model.edge_confidence import confident_edges
 from .dataset import Collator, ReportDataset, TrainingData, check_held_out
-from .dataset import make_dataset, training_texts
+from .dataset import balanced_chances, make_dataset, training_texts
 from r2genkg.training.trainer import (
     AttentionMonitor,
     DataOrder,
@@ -141,7 +141,9 @@ def make_trainer(config: Config, data: TrainingData, model: R2GenKG, work: Path)
     if config.model.whiten_visual and train_set.visual is not None:
         whiten_visual(model.prefix, train_set.visual)  # a checkpoint replaces it
     start_from_reports(model.prefix, train_set)
-    watch = {}
+    watch, chances = {}, None
+    if config.train.balance and train_set.labels is not None:
+        chances = balanced_chances(train_set.labels, config.train.balance)
     if references and data.graph is not None:
         watch["watch"] = primed_statements(data.graph, references)
     trainer = ReportTrainer(
@@ -153,6 +155,7 @@ def make_trainer(config: Config, data: TrainingData, model: R2GenKG, work: Path)
         decode=config.decode,
         references=references,
         lr_prefix=config.train.lr_prefix,
+        chances=chances,
         **watch,
     )
     trainer.remove_callback(PrinterCallback)

@@ -268,10 +268,12 @@ class ReportTrainer(_TwoRateTrainer):
         watch: Callable[
             [Sequence[str]], dict[str, float]
         ] = lambda hypos: {},  # scores to log besides
+        chances: np.ndarray
+        | None = None,  # of each training study to be drawn; None: each comes once
         **kwargs: Any,
     ):
         self.decode, self.references = decode, list(references)
-        self.lr_prefix, self.watch = lr_prefix, watch
+        self.lr_prefix, self.watch, self.chances = lr_prefix, watch, chances
         super().__init__(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
@@ -283,6 +285,7 @@ class ReportTrainer(_TwoRateTrainer):
             at_once * args.gradient_accumulation_steps,
             seed=args.seed,
             multiple=at_once if args.world_size > 1 else 1,
+            weights=self.chances,
         )
         return self.sampler
 
