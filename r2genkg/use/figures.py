@@ -101,20 +101,39 @@ def _retrieved_rows(
     bank: VisionTokens,
     names: Sequence[str],  # of the queries
     size: int,  # pixels of the resized images
-    first: Sequence[str] = (),  # queries to show before others
+    first: Sequence[str] = (),  # labels of the study: their queries are shown before others
 ) -> dict[str, list]:
-    "Rows for `plot_sources`: the queries of `first`, then the most selective ones, with their heaviest tokens."
-    ranked = sorted(range(len(names)), key=lambda q: (names[q] not in first, -weights[q].max()))
+    "Rows for `plot_sources`: queries of present labels, then those that retrieve most, with their heaviest tokens."
+    ranked = sorted(range(len(names)), key=lambda q: (names[q] not in first, -weights[q].sum()))
+    shown = (
+        ranked[: _QUERIES - 1] + [q for q in ranked[_QUERIES - 1 :] if names[q] not in first][:1]
+    )
     rows = {}
-    for q in sorted(ranked[:_QUERIES]):
+    for q in sorted(shown):
         best = np.argsort(-weights[q])[:_TOKENS]
         items = []
         for i, token in zip(best, bank.table.iloc[best].itertuples()):
             box = (int(token.x0), int(token.y0), int(token.x1), int(token.y1))
             caption = f"{token.label}, {weights[q, i]:.3f}"
             items.append((load_image(token.image, size), box, caption))
-        rows[names[q]] = items
+        rows[_row_title(names[q], weights[q], bank, first)] = items
     return rows
+
+# %% ../../nbs/10_use/05_figures.ipynb #row-title
+def _row_title(
+    name: str,  # of the query
+    weights: np.ndarray,  # (M,)
+    bank: VisionTokens,
+    present: Sequence[str],  # labels of the study
+) -> str:
+    "A query with what a reader must know to judge it: is its label there, and how much of its weight is its own?"
+    if name not in LABELS:
+        return name
+    state = "present" if name in present else "absent"
+    own = weights[(bank.table.label == name).to_numpy()].sum()
+    title = f"{name} ({state}): own {own:.2f}"
+    nothing = 1 - weights.sum()
+    return f"{title}, nothing {nothing:.2f}" if nothing > 1e-3 else title
 
 # %% ../../nbs/10_use/05_figures.ipynb #_attention
 def _attention(
