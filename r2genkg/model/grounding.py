@@ -98,10 +98,10 @@ def presence_loss(
     logits: Tensor,  # (B, N) or (B, E)
     stated: Tensor,  # the same shape: 1 present, 0 denied or not mentioned, -1 possible
 ) -> Tensor:
-    "Mean binary cross-entropy over all that is not open; 0 where everything is."
+    "Binary cross-entropy, summed over all that is not open, by the number of all; 0 where everything is open."
     known, present = stated != -1, (stated == 1).float()
     each = F.binary_cross_entropy_with_logits(logits.float(), present, reduction="none")
-    return (each * known).sum() / known.sum().clamp(min=1)
+    return (each * known).sum() / max(known.numel(), 1)
 
 
 def log_odds(

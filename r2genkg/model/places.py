@@ -101,4 +101,4 @@ def own_retrieval_loss(
         nothing = 1 - weights.float().sum(-1)
         reached = torch.where(labels == 1, own, nothing).clamp(min=1e-6)
         asked = balanced_weights(labels, rates) * member.any(1)
-        return -(reached.log() * asked).sum() / asked.sum().clamp(min=1)
+        return -(reached.log() * asked).sum() / (len(labels) * member.any(1).sum().clamp(min=1))
