@@ -22,7 +22,7 @@ from ..kg.scales import ScaleGraph
 from .alignment import label_members, retrieval_loss
 from .grounding import likeliest, presence_bias, presence_loss
 from .node_choice import choose_nodes, fade, node_scores
-from .places import near_tokens, own_retrieval_loss, place_code
+from .places import finder_loss, near_tokens, own_retrieval_loss, place_code
 from .prefix_parts import build_parts, reads_graph
 from .rgcn import check_scales, union_graph
 from .reference_weights import fitting_tensors, official_config, official_tensors
@@ -172,6 +172,7 @@ class Asked(NamedTuple):
     retrieved: Tensor | None = None  # (B, Q, D)
     disease: Tensor | None = None  # (B, Q, V) attention of the queries to the image
     retrieval: Tensor | None = None  # (B, Q, M) weights over the bank
+    found: Tensor | None = None  # (B, V, 14) logits of where the image shows each label
 
 # %% ../../nbs/07_model/09_fusion.ipynb #ask-bank
 def ask_and_retrieve(
@@ -179,6 +180,7 @@ def ask_and_retrieve(
     image: Tensor,  # (B, V, d)
     bank: Tensor,  # (M, D_bank), with the code of places where `retrieval_places` is on
     return_attention: bool = False,
+    places: Tensor | None = None,  # (M, 2) of the bank's tokens; for `retrieval_places`
 ) -> Asked:
     "Disease queries, and what they retrieve from the bank, as far as the configuration has them."
     if "disease_queries" not in parts:
@@ -186,8 +188,12 @@ def ask_and_retrieve(
     queries, disease = parts["disease_queries"](image, return_attention)
     if "attention_visual" not in parts:
         return Asked(queries, disease=disease)
-    retrieved, weights = parts["attention_visual"](queries, bank)
-    return Asked(queries, retrieved, disease, weights)
+    found = bias = None
+    if "finder" in parts and places is not None:
+        found = parts["finder"](image)
+        bias = parts["finder"].bias(found, places)
+    retrieved, weights = parts["attention_visual"](queries, bank, bias)
+    return Asked(queries, retrieved, disease, weights, found)
 
 # %% ../../nbs/07_model/09_fusion.ipynb #float-norm
 def _float_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -242,6 +248,7 @@ class PrefixOutput:
     retrieval: Tensor | None = None  # (B, Q, M) weights of the queries over the bank
     presence: Tensor | None = None  # (B, N) logits of grounding: does the image show the node?
     edges: Tensor | None = None  # (B, E) logits of grounding for edges
+    found: Tensor | None = None  # (B, V, 14) logits of where the image shows each label
 
     @property
     def maps(self) -> dict[str, Tensor]:
@@ -372,7 +379,9 @@ class KnowledgePrefix(nn.Module):
             image = self.parts["visual_places"](image)
         choose = self.config.choose_nodes
         fused = fuse(self.parts, image, state, self.prune_kg, return_attention, choose)
-        asked = ask_and_retrieve(self.parts, image, self.read_bank, return_attention)
+        asked = ask_and_retrieve(
+            self.parts, image, self.read_bank, return_attention, self.bank_places
+        )
         return PrefixOutput(
             tokens=_to_llm(self.parts, image, fused, asked, labels),
             nodes=None if state is None else state.nodes[0],
@@ -386,6 +395,7 @@ class KnowledgePrefix(nn.Module):
             retrieval=asked.retrieval,
             presence=fused.presence,
             edges=fused.edges,
+            found=asked.found,
         )
 
     def encode_nodes(self) -> Tensor:
@@ -501,6 +511,8 @@ def label_losses(
             )
         retrieval = _retrieval_loss(prefix, output.retrieval, labels, maps)
         total = total + c.retrieval_labels * retrieval
+        if output.found is not None and maps is not None:
+            total = total + c.retrieval_labels * finder_loss(output.found, maps, labels)
     if "query_labels" in parts:
         total = total + c.query_labels * parts["query_labels"].loss(output.queries, labels)
     if "align" in parts and output.queries is not None:

@@ -113,13 +113,13 @@ def log_odds(
     return smooth.logit()
 
 # %% ../../nbs/07_model/18_grounding.ipynb #presence-bias
-#: Least log probability that a node enters V2KG with.
-_FLOOR = -9.0
+#: Power of the probability, and the least that it may become, as a logarithm.
+_POWER, _FLOOR = 2.0, -9.0
 
 
 def presence_bias(logits: Tensor) -> Tensor:
-    "Log probability of each node, for V2KG."
-    return F.logsigmoid(logits.float()).clamp(min=_FLOOR)
+    "Twice the log probability of each node, for V2KG."
+    return (_POWER * F.logsigmoid(logits.float())).clamp(min=_FLOOR)
 
 # %% ../../nbs/07_model/18_grounding.ipynb #presence-choice
 def likeliest(

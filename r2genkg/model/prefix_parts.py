@@ -17,7 +17,7 @@ from .cross_attention import CrossAttentionBlock
 from .grounding import EdgePresence, NodePresence
 from .label_prompts import LabelPrompts
 from .node_choice import NodeGate
-from .places import CODE_WIDTH, VisualPlaces
+from .places import CODE_WIDTH, LabelFinder, VisualPlaces
 from .qformer import DiseaseQueries
 from .retrieval import VisualRetrieval
 from .rgcn import RelationalEncoder
@@ -116,6 +116,8 @@ def build_parts(
         parts["query_labels"] = QueryLabels(config.dim_node)
     if config.use_retrieval:
         parts["attention_visual"] = _retrieval(config, dim_bank, num_bank)
+        if config.retrieval_places:
+            parts["finder"] = LabelFinder(config.dim)
     parts["llama_proj"] = nn.Linear(config.dim, dim_llm)
     parts["layer_norm"] = nn.LayerNorm(dim_llm)
     if config.label_prompts:

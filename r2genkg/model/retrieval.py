@@ -45,6 +45,7 @@ class VisualRetrieval(nn.Module):
         self,
         queries: Tensor,  # (B, Q, D)
         bank: Tensor,  # (M, D_bank)
+        bias: Tensor | None = None,  # (B, Q, M), added to the scores
     ) -> tuple[
         Tensor, Tensor
     ]:  # retrieved (B, Q, D), weights (B, Q, M), sums below 1 with `nothing`
@@ -54,6 +55,8 @@ class VisualRetrieval(nn.Module):
             wide, bank = q.float(), bank.float()
             key_weight, key_bias = self.key_proj.weight.float(), self.key_proj.bias.float()
             scores = (wide @ key_weight) @ bank.T + (wide @ key_bias)[..., None]  # (B, Q, M)
+            if bias is not None:
+                scores = scores + bias
             if self.nothing is not None:
                 scores = torch.cat([scores, self.nothing.score(wide)], -1)
             every = scores.softmax(-1)
