@@ -60,6 +60,7 @@ class StudiesConfig(Section):
     n_train: int = Field(0, ge=0)  # studies to draw (phantoms) or to keep (files; 0 = all)
     n_val: int = Field(0, ge=0)
     n_test: int = Field(0, ge=0)
+    pairs: int = Field(0, ge=0)  # training studies whose image is used; the others give only text
     # how phantoms are drawn
     style: Literal["A", "B"] = "A"  # style of drawing and wording
     seed: int = Field(0, ge=0, lt=2**32)
@@ -180,7 +181,9 @@ class ModelConfig(Section):
     retrieve_nothing: bool = False  # an entry of the bank for nothing; retrieval_labels then
     # rewards each query's own label where present, and nothing where absent
     retrieval_places: bool = False  # vision tokens carry their place; reward those near the finding
-    label_prompts: bool = False  # 14 tokens that say which labels are present; needs query_labels
+    label_prompts: bool = (
+        False  # 14 tokens that say which labels are present; acts with query_labels
+    )
 
     @model_validator(mode="after")
     def _heads_divide_widths(self) -> "ModelConfig":
@@ -199,8 +202,6 @@ class ModelConfig(Section):
         for field in ("use_retrieval", "query_labels", "align_weight"):
             if getattr(self, field) and not self.use_queries:
                 raise ValueError(f"{field} needs use_queries")
-        if self.label_prompts and not self.query_labels:
-            raise ValueError("label_prompts needs query_labels, which predicts the labels")
         return self
 
 # %% ../../nbs/00_core/01_config.ipynb #llmconfig

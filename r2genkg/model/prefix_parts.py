@@ -120,6 +120,6 @@ def build_parts(
             parts["finder"] = LabelFinder(config.dim)
     parts["llama_proj"] = nn.Linear(config.dim, dim_llm)
     parts["layer_norm"] = nn.LayerNorm(dim_llm)
-    if config.label_prompts:
+    if config.label_prompts and config.query_labels:
         parts["label_prompts"] = LabelPrompts(dim_llm)
     return nn.ModuleDict(parts)

@@ -122,7 +122,8 @@ def prefix_length(
 ) -> int:
     "Tokens of the prefix of 49 visual tokens a study (445 in the paper)."
     image, disease = 49, 14
-    groups = config.use_queries + config.use_retrieval + config.label_prompts
+    groups = config.use_queries + config.use_retrieval
+    groups += bool(config.label_prompts and config.query_labels)
     length = image + disease * groups
     if not config.use_graph:
         return length

@@ -34,6 +34,7 @@ from r2genkg.data.study import (
     Studies,
     check_images,
     check_section,
+    first_pairs,
     Study,
     load_studies,
     save_studies,
@@ -214,7 +215,7 @@ def image_cache(config: Config, paths: Mapping[str, Path], work: Path) -> ImageC
 # %% ../../nbs/09_training/08_stages.ipynb #make-classifier
 def make_classifier(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `classifier`: Swin on the 14 labels."
-    studies = load_studies(paths["studies"] / "studies.parquet")
+    studies = first_pairs(load_studies(paths["studies"] / "studies.parquet"), config.studies.pairs)
     metrics = train_classifier(
         studies,
         config.classifier,
@@ -228,7 +229,8 @@ def make_classifier(config: Config, paths: dict[str, Path], out: Path, work: Pat
 # %% ../../nbs/09_training/08_stages.ipynb #make_tokens
 def make_tokens(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `vision_tokens`: Grad-CAM patches of the training images."
-    studies = [s for s in load_studies(paths["studies"] / "studies.parquet") if s.split == "train"]
+    everyone = load_studies(paths["studies"] / "studies.parquet")
+    studies = [s for s in first_pairs(everyone, config.studies.pairs) if s.split == "train"]
     tokens = extract_tokens(
         SwinClassifier.load(paths["classifier"]).to(best_device()),
         studies,

@@ -17,7 +17,7 @@ from ..core.files import R2GenKGError, read_json, write_json
 from ..core.stamps import fingerprint
 from ..core.hf_trainer import last_checkpoint, one_card, progress_callback
 from ..core.runtime import best_device, has_bfloat16, set_seed
-from ..data.study import LABELS
+from ..data.study import LABELS, first_pairs
 from ..kg.scales import ScaleGraph
 from ..model.fusion import KnowledgePrefix
 from ..model.whitening import whiten_visual
@@ -168,7 +168,7 @@ def _datasets(
     config: Config, data: TrainingData, model: R2GenKG, cache: Path
 ) -> tuple[ReportDataset, ReportDataset | None, list[str]]:
     "Training set, validation set and its references; None and none where nothing is validated."
-    studies = data.split("train")
+    studies = first_pairs(data.split("train"), config.studies.pairs)
     train_set = make_dataset(config, model, studies, cache)
     if "node_presence" in model.prefix.parts:
         train_set.stated = study_statements(config, data, studies, model.prefix.fed_scale)
