@@ -6,7 +6,7 @@
 __all__ = ['STATED', 'OPEN', 'Statements', 'read_statements']
 
 # %% ../../nbs/05_kg/13_statements.ipynb #imports
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +94,7 @@ class _ScaleReader:
                 _mark(nodes, place, entity.polarity)
             for r in sentence.relations:
                 ends = (places[r.head], r.type, places[r.tail])
-                _mark(edges, self.edge.get(ends), r.polarity)  # type: ignore[arg-type]
+                _mark(edges, self.edge.get(ends), r.polarity)
         return nodes, edges
 
 # %% ../../nbs/05_kg/13_statements.ipynb #read-statements

@@ -142,8 +142,14 @@ def _load_prefix(folder: Path, config: Config, arguments: dict[str, Any]) -> Kno
     labels = known if len(known) == len(tokens) else []
     bank = tokens.features if len(tokens) else None
     places = token_places(tokens.table, config.studies.image_size)
-    marks = {"bank_labels": labels, "bank_places": places if len(tokens) else None}
-    return KnowledgePrefix(config.model, scales, bank, **marks, **arguments)
+    return KnowledgePrefix(
+        config.model,
+        scales,
+        bank,
+        bank_labels=labels,
+        bank_places=places if len(tokens) else None,
+        **arguments,
+    )
 
 # %% ../../nbs/07_model/15_checkpoint.ipynb #load-vision
 def _load_vision(folder: Path, kind: str) -> nn.Module | None:

@@ -17,7 +17,7 @@ from .cross_attention import CrossAttentionBlock
 from .grounding import EdgePresence, NodePresence
 from .label_prompts import LabelPrompts
 from .node_choice import NodeGate
-from .places import CODE_WIDTH, LabelFinder, VisualPlaces
+from .places import PLACE_CODE_WIDTH, LabelFinder, VisualPlaces
 from .qformer import DiseaseQueries
 from .retrieval import VisualRetrieval
 from .rgcn import RelationalEncoder
@@ -83,7 +83,7 @@ def _query_parts(c: ModelConfig) -> dict[str, nn.Module]:
 # %% ../../nbs/07_model/20_prefix_parts.ipynb #retrieval-parts
 def _retrieval(c: ModelConfig, dim_bank: int, num_bank: int) -> VisualRetrieval:
     "Retrieval from the bank, with the entry for nothing and the code of places where they are asked for."
-    width = dim_bank + CODE_WIDTH * c.retrieval_places
+    width = dim_bank + PLACE_CODE_WIDTH * c.retrieval_places
     return VisualRetrieval(c.dim_node, width, num_bank * c.retrieve_nothing)
 
 # %% ../../nbs/07_model/20_prefix_parts.ipynb #build_parts
