@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'Study', 'label_matrix', 'ReadReport', 'Studies', 'save_studies', 'load_studies', 'check_section',
-           'check_images']
+           'first_pairs', 'check_images']
 
 # %% ../../nbs/01_data/02_study.ipynb #code-2
 import json, os
@@ -259,6 +259,18 @@ def check_section(
             f"{path}: prepared with section {kept!r}, but {section!r} is asked for; "
             f"set studies.section={kept} or prepare it again with --section {section}"
         )
+
+# %% ../../nbs/01_data/02_study.ipynb #first-pairs
+def first_pairs(
+    studies: Sequence[Study],
+    pairs: int,  # training studies that keep their image; 0: all
+) -> list[Study]:
+    "The studies without those training studies that are there for their text alone; their order is kept."
+    if not pairs:
+        return list(studies)
+    train = [s for s in studies if s.split == "train"]
+    aside = {id(s) for s in train[pairs:]}
+    return [s for s in studies if id(s) not in aside]
 
 # %% ../../nbs/01_data/02_study.ipynb #check_images
 def check_images(studies: Iterable[Study]) -> None:

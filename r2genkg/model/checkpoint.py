@@ -23,7 +23,7 @@ from ..core.files import R2GenKGError, atomic_path
 from ..core.weights import load_tensors, meta_json
 from ..data.study import LABELS
 from ..kg.scales import ScaleGraph, load_scales, save_scales
-from ..vision.vision_tokens import VisionTokens
+from ..vision.vision_tokens import VisionTokens, token_places
 from .fusion import KnowledgePrefix
 from .vision_backbone import VisionBackbone
 from .llm import load_pretrained, quiet
@@ -141,7 +141,15 @@ def _load_prefix(folder: Path, config: Config, arguments: dict[str, Any]) -> Kno
     known = [LABELS.index(k) for k in tokens.table["label"] if k in LABELS]
     labels = known if len(known) == len(tokens) else []
     bank = tokens.features if len(tokens) else None
-    return KnowledgePrefix(config.model, scales, bank, bank_labels=labels, **arguments)
+    places = token_places(tokens.table, config.studies.image_size)
+    return KnowledgePrefix(
+        config.model,
+        scales,
+        bank,
+        bank_labels=labels,
+        bank_places=places if len(tokens) else None,
+        **arguments,
+    )
 
 # %% ../../nbs/07_model/15_checkpoint.ipynb #load-vision
 def _load_vision(folder: Path, kind: str) -> nn.Module | None:

@@ -35,9 +35,13 @@ def attend(
     heads: int,
     dropout: float = 0.0,  # on the attention weights
     need_weights: bool = False,
+    bias: Tensor | None = None,  # (B, Nk), added to the scores of every query
 ) -> tuple[Tensor, Tensor | None]:  # (B, Nq, d), and weights (B, Nq, Nk), mean over heads, float32
     "Multi-head attention with shared (batch 1) or own (batch B) sides; softmax in float32."
     batch, rows = max(len(q), len(k)), q.shape[1]
+    if bias is not None:
+        k, v = (side.expand(len(bias), -1, -1) for side in (k, v))
+        bias = bias[:, None, None].to(q.dtype)  # (B, 1, 1, Nk)
     if len(k) == 1:
         q = q.reshape(1, -1, q.shape[-1])  # all rows of the batch ask the same keys
     groups = max(len(q), len(k))
@@ -47,9 +51,11 @@ def attend(
 
     q, k, v = split(q), split(k), split(v)
     if not need_weights:
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        out = F.scaled_dot_product_attention(q, k, v, bias, dropout_p=dropout)
         return out.transpose(1, 2).reshape(batch, rows, -1), None
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias
     full = scores.float().softmax(-1)
     out = F.dropout(full, dropout).to(v.dtype) @ v
     weights = full.mean(1).reshape(batch, rows, -1)
@@ -85,11 +91,16 @@ class CrossAttentionBlock(nn.Module):
         return keys, values
 
     def mix(
-        self, q: Tensor, k: Tensor, v: Tensor, need_weights: bool = False
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        need_weights: bool = False,
+        bias: Tensor | None = None,  # (B, Nk)
     ) -> tuple[Tensor, Tensor | None]:
         "Attention of projected sides, before the output projection."
         dropout = self.dropout if self.training else 0.0
-        return attend(q, k, v, self.attn.num_heads, dropout, need_weights)
+        return attend(q, k, v, self.attn.num_heads, dropout, need_weights, bias)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         "Output projection, both residuals and the MLP."

@@ -21,7 +21,9 @@ from ..core.config import Config, DecodeConfig
 from ..core.files import R2GenKGError
 from ..kg.scales import ScaleGraph
 from ..vision.vision_tokens import VisionTokens
-from .fusion import KnowledgePrefix, NodeState, PrefixOutput, label_losses
+from .fusion import KnowledgePrefix, NodeState, PrefixOutput
+from .fusion import grounding_losses, label_losses
+from .places import label_maps
 from .checkpoint import ModelParts, load_parts, save_parts
 from .adapters import base_model, recompute_frozen
 from .decode import generate_ids
@@ -152,11 +154,14 @@ class R2GenKG(nn.Module):
         visual: Tensor | None = None,  # (B, V, D_v) instead, computed before
         view_mask: Tensor | None = None,  # (B, W), False for views that a study does not have
         study_labels: Tensor | None = None,  # (B, 14) of 1, 0, -1, NaN, for `label_losses`
+        stated_nodes: Tensor | None = None,  # (B, N) and (B, E), for `grounding_losses`
+        stated_edges: Tensor | None = None,
         num_items_in_batch: Any = None,  # target tokens to average over; None: of this batch
         **ignored: Any,  # attention_mask: see the text above
     ) -> dict[str, Tensor]:  # loss, logits (B, T, vocabulary)
         "Loss and logits for given reports."
-        prompt, output = self.prompt(self.encode(pixel_values, visual, view_mask))
+        image = self.encode(pixel_values, visual, view_mask)
+        prompt, output = self.prompt(image, labels=study_labels)
         report = self.llm.get_input_embeddings()(input_ids[:, :-1]).to(prompt.dtype)
         embeds = torch.cat([prompt, report], 1)  # (B, L + T - 1, D)
         count = input_ids.shape[1]
@@ -165,9 +170,12 @@ class R2GenKG(nn.Module):
         if labels is None:
             return {"logits": logits}
         loss = target_loss(logits, labels, num_items_in_batch)
+        share = _target_share(labels, num_items_in_batch)
         if study_labels is not None:
-            beside = label_losses(self.prefix, output, study_labels)
-            loss = loss + beside * _target_share(labels, num_items_in_batch)
+            maps = label_maps(self.vision, image) if self.cfg.model.retrieval_places else None
+            loss = loss + label_losses(self.prefix, output, study_labels, maps) * share
+        if stated_nodes is not None and stated_edges is not None:
+            loss = loss + grounding_losses(self.prefix, output, stated_nodes, stated_edges) * share
         return {"loss": loss, "logits": logits}
 
     def encode(
@@ -190,9 +198,10 @@ class R2GenKG(nn.Module):
         visual: Tensor,  # (B, V, D_v), from `encode`
         return_attention: bool = False,
         state: NodeState | None = None,  # from `node_state`; None: made here
+        labels: Tensor | None = None,  # (B, 14), for `label_prompts` in training
     ) -> tuple[Tensor, PrefixOutput]:  # (B, L, D), and what the prefix computed
         "BOS, prompt and prefix as input embeddings."
-        output = self.prefix(visual, state, return_attention)
+        output = self.prefix(visual, state, return_attention, labels)
         embed = self.llm.get_input_embeddings()
         before = embed(self.prompt_before).expand(len(visual), -1, -1)
         after = embed(self.prompt_after).expand(len(visual), -1, -1)

@@ -48,6 +48,11 @@ def _step_batch(model: R2GenKG) -> dict[str, Tensor]:
         batch["pixel_values"] = torch.randn(size, c.studies.max_views, 3, pixels, pixels)
     if c.model.query_labels or c.model.retrieval_labels or c.model.align_weight:
         batch["study_labels"] = torch.randint(2, (size, len(LABELS))).float()
+    for head, key in (("node_presence", "stated_nodes"), ("edge_presence", "stated_edges")):
+        if head in model.prefix.parts:
+            batch[key] = torch.randint(2, (size, len(model.prefix.parts[head].prior)))
+    if "stated_nodes" in batch:
+        batch.setdefault("stated_edges", torch.zeros(size, 0))
     return {k: v.to(model.device) for k, v in batch.items()}
 
 # %% ../../nbs/09_training/13_efficiency.ipynb #saved_bytes

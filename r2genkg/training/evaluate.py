@@ -19,7 +19,7 @@ import torch
 from ..core.config import Config
 from ..core.files import atomic_path, write_json
 from ..core.runtime import best_device, progress
-from ..data.study import LABELS, Study
+from ..data.study import LABELS, Study, first_pairs
 from ..kg.graph import M3KG
 from ..model.vision_backbone import mean_views
 from ..scores.metrics import Evaluation, evaluate_reports
@@ -155,7 +155,8 @@ class _Written:
 def _write_reports(run: Run, data: TrainingData, cache: Path) -> _Written:
     "The model's reports for the test split, and those of the baselines."
     config, model = run.config, run.model
-    train, test = data.split("train"), data.split("test")
+    train = first_pairs(data.split("train"), config.studies.pairs)
+    test = data.split("test")
     test_set = make_dataset(config, model, test, cache)
     hypos = generate_all(model, test_set, config.decode)
     shuffled = [hypos[i] for i in derange(len(hypos), config.train.seed)]

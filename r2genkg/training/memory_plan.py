@@ -122,7 +122,9 @@ def prefix_length(
 ) -> int:
     "Tokens of the prefix of 49 visual tokens a study (445 in the paper)."
     image, disease = 49, 14
-    length = image + disease * (config.use_queries + config.use_retrieval)
+    groups = config.use_queries + config.use_retrieval
+    groups += bool(config.label_prompts and config.query_labels)
+    length = image + disease * groups
     if not config.use_graph:
         return length
     kept = min(config.prune_kg or nodes, nodes)

@@ -17,7 +17,7 @@ from ..core.files import R2GenKGError, read_json, write_json
 from ..core.stamps import fingerprint
 from ..core.hf_trainer import last_checkpoint, one_card, progress_callback
 from ..core.runtime import best_device, has_bfloat16, set_seed
-from ..data.study import LABELS
+from ..data.study import LABELS, first_pairs
 from ..kg.scales import ScaleGraph
 from ..model.fusion import KnowledgePrefix
 from ..model.whitening import whiten_visual
@@ -26,7 +26,7 @@ from ..model.model import R2GenKG
 from ..model.qformer import load_qformer
 from ..model.edge_confidence import confident_edges
 from .dataset import Collator, ReportDataset, TrainingData, check_held_out
-from .dataset import make_dataset, training_texts
+from .dataset import balanced_chances, make_dataset, training_texts
 from r2genkg.training.trainer import (
     AttentionMonitor,
     DataOrder,
@@ -36,6 +36,9 @@ from r2genkg.training.trainer import (
 )
 from .trainer import load_trainable, primed_statements, tensorboard
 from ..vision.classifier import SwinClassifier
+from ..vision.vision_tokens import token_places
+from ..model.graph_controls import control_scale
+from .grounding_targets import finish_prompts, start_from_reports, study_statements
 
 # %% ../../nbs/09_training/04_train.ipynb #build_model
 def build_model(config: Config, data: TrainingData) -> R2GenKG:
@@ -48,28 +51,30 @@ def build_model(config: Config, data: TrainingData) -> R2GenKG:
     vision = SwinClassifier.load(data.classifier)
     prefix = KnowledgePrefix(
         config.model,
-        _confident_scales(config, data),
+        _read_scales(config, data),
         data.tokens.features,
         dim_llm=llm.get_input_embeddings().embedding_dim,
         dim_visual=vision.backbone.num_features,
         num_visual=vision.num_tokens,
         bank_labels=[LABELS.index(k) for k in data.tokens.table.label],
+        bank_places=token_places(data.tokens.table, config.studies.image_size),
     )
     if config.model.qformer_weights:
         load_qformer(prefix.parts["disease_queries"].qformer, config.model.qformer_weights)
     return R2GenKG(vision, prefix, llm, tokenizer, config)
 
 # %% ../../nbs/09_training/04_train.ipynb #confident-scales
-def _confident_scales(config: Config, data: TrainingData) -> list[ScaleGraph]:
-    "The scales without the edges that `edge_min_count` and `edge_min_lift` drop. Raises `R2GenKGError`."
+def _read_scales(config: Config, data: TrainingData) -> list[ScaleGraph]:
+    "The scales as the model reads them: `graph_control`, `edge_min_count`, `edge_min_lift`. Raises `R2GenKGError`."
     count, lift = config.model.edge_min_count, config.model.edge_min_lift
     if not (count or lift):
-        return list(data.scales)
+        return [control_scale(s, config.model.graph_control) for s in data.scales]
     if data.graph is None:
         raise R2GenKGError(
             "model.edge_min_count and edge_min_lift need the graph's counts: give TrainingData.graph"
         )
-    return [confident_edges(s, data.graph.triples, count, lift) for s in data.scales]
+    kept = [confident_edges(s, data.graph.triples, count, lift) for s in data.scales]
+    return [control_scale(s, config.model.graph_control) for s in kept]
 
 # %% ../../nbs/09_training/04_train.ipynb #training_arguments
 def _training_arguments(config: Config, work: Path, examples: int) -> TrainingArguments:
@@ -135,7 +140,10 @@ def make_trainer(config: Config, data: TrainingData, model: R2GenKG, work: Path)
     train_set, val_set, references = _datasets(config, data, model, data.cache or work / "cache")
     if config.model.whiten_visual and train_set.visual is not None:
         whiten_visual(model.prefix, train_set.visual)  # a checkpoint replaces it
-    watch = {}
+    start_from_reports(model.prefix, train_set)
+    watch, chances = {}, None
+    if config.train.balance and train_set.labels is not None:
+        chances = balanced_chances(train_set.labels, config.train.balance)
     if references and data.graph is not None:
         watch["watch"] = primed_statements(data.graph, references)
     trainer = ReportTrainer(
@@ -147,6 +155,7 @@ def make_trainer(config: Config, data: TrainingData, model: R2GenKG, work: Path)
         decode=config.decode,
         references=references,
         lr_prefix=config.train.lr_prefix,
+        chances=chances,
         **watch,
     )
     trainer.remove_callback(PrinterCallback)
@@ -159,11 +168,24 @@ def _datasets(
     config: Config, data: TrainingData, model: R2GenKG, cache: Path
 ) -> tuple[ReportDataset, ReportDataset | None, list[str]]:
     "Training set, validation set and its references; None and none where nothing is validated."
-    train_set = make_dataset(config, model, data.split("train"), cache)
+    studies = first_pairs(data.split("train"), config.studies.pairs)
+    train_set = make_dataset(config, model, studies, cache)
+    if "node_presence" in model.prefix.parts:
+        train_set.stated = study_statements(config, data, studies, model.prefix.fed_scale)
     if not config.train.evals_per_epoch:
         return train_set, None, []
     val = data.split("val")
     return train_set, make_dataset(config, model, val, cache), training_texts(config, val)
+
+# %% ../../nbs/09_training/04_train.ipynb #held-out-set
+def _held_out_set(
+    config: Config, data: TrainingData, model: R2GenKG, work: Path
+) -> ReportDataset | None:
+    "Images that fit the thresholds of label prompts: those of the validation split; None where nobody needs them."
+    val = data.split("val")
+    if not (config.model.label_prompts and val):
+        return None
+    return make_dataset(config, model, val, data.cache or work / "cache")
 
 # %% ../../nbs/09_training/04_train.ipynb #callbacks
 def _callbacks(config: Config, trainer: ReportTrainer, work: Path) -> list[TrainerCallback]:
@@ -238,6 +260,7 @@ def train(
     model = build_model(config, data).to(best_device())
     trainer = make_trainer(config, data, model, work)
     _run_trainer(trainer, last_checkpoint(work / "checkpoints"))
+    finish_prompts(model, trainer.train_dataset, _held_out_set(config, data, model, work))
     if _sharded():
         trainer.save_model(str(work / "final"))
     if not trainer.is_world_process_zero():

@@ -33,7 +33,7 @@ from ..model.cross_attention import attention_spread
 from ..model.model import R2GenKG
 from ..scores.graph_scores import graph_scores
 from ..scores.nlg import nlg_scores
-from .dataset import Collator, LengthGroupedSampler
+from .dataset import MODEL_INPUTS, Collator, LengthGroupedSampler
 from ..core.hf_trainer import two_rates
 
 # %% ../../nbs/09_training/03_trainer.ipynb #trainable_state
@@ -81,11 +81,6 @@ def primed_statements(
 
 # %% ../../nbs/09_training/03_trainer.ipynb #attentionmonitor
 _MONITORED = 32  #: studies whose attention is watched
-_INPUTS = (
-    "visual",
-    "pixel_values",
-    "view_mask",
-)  #: what the model reads of a batch to write reports
 
 # %% ../../nbs/09_training/03_trainer.ipynb #attentionmonitor-piece
 class AttentionMonitor(TrainerCallback):
@@ -113,7 +108,7 @@ class AttentionMonitor(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         mode = model.training
         model.eval()
-        inputs = {k: v.to(model.device) for k, v in self.batch.items() if k in _INPUTS}
+        inputs = {k: v.to(model.device) for k, v in self.batch.items() if k in MODEL_INPUTS}
         output = model.prefix(model.encode(**inputs), return_attention=True)
         model.train(mode)
         return output.kg2v
@@ -180,7 +175,9 @@ def generate_all(
     for start in progress(starts, "generating", total=len(starts)):
         items = [dataset[i] for i in range(start, min(start + size, len(dataset)))]
         batch = Collator(0)(items)
-        inputs: dict[str, Any] = {k: v.to(model.device) for k, v in batch.items() if k in _INPUTS}
+        inputs: dict[str, Any] = {
+            k: v.to(model.device) for k, v in batch.items() if k in MODEL_INPUTS
+        }
         texts += model.generate(**inputs, decode=decode, state=state)
     model.train(mode)
     return texts
@@ -271,10 +268,12 @@ class ReportTrainer(_TwoRateTrainer):
         watch: Callable[
             [Sequence[str]], dict[str, float]
         ] = lambda hypos: {},  # scores to log besides
+        chances: np.ndarray
+        | None = None,  # of each training study to be drawn; None: each comes once
         **kwargs: Any,
     ):
         self.decode, self.references = decode, list(references)
-        self.lr_prefix, self.watch = lr_prefix, watch
+        self.lr_prefix, self.watch, self.chances = lr_prefix, watch, chances
         super().__init__(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
@@ -286,6 +285,7 @@ class ReportTrainer(_TwoRateTrainer):
             at_once * args.gradient_accumulation_steps,
             seed=args.seed,
             multiple=at_once if args.world_size > 1 else 1,
+            weights=self.chances,
         )
         return self.sampler
 

@@ -26,6 +26,8 @@ from ..training.table_files import score_table, write_table
 from ..training.stages import StageResult, image_cache
 from ..training.run import Run
 from .figures import run_figures, study_figures
+from .mechanism_audit import audit_mechanism
+from .mechanism_figures import mechanism_figures
 from .pages import page, png_uri
 from .plots import plot_graph, plot_patches, plot_scores, save_figure
 from .report import explain, token_table
@@ -90,6 +92,7 @@ def _draw_figures(runs: Mapping[str, Run], folder: Path) -> list[Path]:
         _graph_figure(full, folder),
         _token_figure(full, folder),
         *study_figures(full.folder, folder),
+        *mechanism_figures(full, folder),
         *run_figures(folders, folder),
         save_figure(_score_plot(runs), "fig7_scores", folder, caption),
     ]
@@ -285,6 +288,7 @@ def _summary(runs: Mapping[str, Run], pointing: pd.DataFrame | None) -> dict:
         "test studies": len(full.predictions),
     }
     numbers |= _score_summary(runs)
+    numbers |= audit_mechanism(full)
     return numbers if pointing is None else numbers | _pointing_summary(pointing)
 
 # %% ../../nbs/10_use/10_demo.ipynb #print_stage

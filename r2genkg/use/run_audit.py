@@ -18,6 +18,7 @@ from ..phantom.phantoms import load_masks
 from ..training.dataset import views_to_pixels
 from ..training.run import Run
 from .figures import read_views
+from .mechanism_audit import audit_mechanism
 from ..vision.audit_form import audit_form
 from ..vision.map_audit import audit_bank, audit_maps, audit_table
 from r2genkg.vision.retrieval_audit import (
@@ -110,20 +111,27 @@ def _write_audit(
 # %% ../../nbs/10_use/06_run_audit.ipynb #audit_run
 def audit_run(
     run: str | Path,  # a run, or the folder of its pipeline
-    folder: str | Path,  # gets purity.csv, sheet.png, audit.html; with masks pointing.csv, bank.csv
+    folder: str
+    | Path
+    | None = None,  # gets purity.csv, sheet.png, audit.html; with masks pointing.csv, bank.csv
     methods: Sequence[str] = (),  # CAM methods of the pointing game; none: the run's own
     count: int = 50,  # retrievals drawn for the reader
     split: str = "test",
     seed: int = 0,
 ) -> dict[str, float]:
-    """Audit the retrieval of a run, and its maps where the findings have masks; gives the numbers over all labels.
+    """Audit the mechanism of a run, its retrieval, and its maps where the findings have masks; gives all numbers.
 
-    Raises `R2GenKGError` for a run without retrieval and a split without images.
+    The numbers of `audit_mechanism` stand under stable keys. The others, and the files, need retrieval and `folder`.
+
+    Raises `R2GenKGError` for a split without images, and with `folder` for a run without retrieval.
     """
     opened = Run(run)
     studies = [s for s in opened.studies if s.split == split and s.images]
     if not studies:
         raise R2GenKGError(f"{run}: no study with an image in the {split} split")
+    measures = audit_mechanism(opened, studies) | {"studies": len(studies)}
+    if folder is None:
+        return measures
     token_labels = opened.bank.table.label.tolist()
     pairs = draw_pairs(len(studies), len(opened.model.prefix.query_names), count, seed)
     share, rows = retrieval_weights(opened.model, studies, token_labels, pairs)
@@ -132,4 +140,4 @@ def audit_run(
     if (opened.stage("studies") / "masks").is_dir():
         tables |= _mask_audit(opened, studies, methods or (opened.config.tokens.method,))
     _write_audit(folder, tables, retrievals_of(studies, rows), opened)
-    return _summary(tables, len(studies))
+    return _summary(tables, len(studies)) | measures

@@ -57,6 +57,12 @@ SMALL = [
     "model.query_labels=0",
     "model.retrieval_labels=0",
     "model.whiten_visual=false",
+    "model.grounding=0",
+    "model.node_prototypes=false",
+    "model.visual_places=false",
+    "model.retrieve_nothing=false",
+    "model.retrieval_places=false",
+    "model.label_prompts=false",
 ]  # not what the demo happens to set
 
 
