@@ -27,7 +27,8 @@ from ..training.stages import StageResult, image_cache
 from ..training.run import Run
 from .figures import run_figures, study_figures
 from .pages import page, png_uri
-from .plots import plot_graph, plot_patches, plot_scores, save_figure
+from .graph_plots import plot_findings, plot_graph
+from .plots import plot_patches, plot_scores, save_figure
 from .report import explain, token_table
 from ..vision.classifier import SwinClassifier
 from ..vision.map_audit import audit_maps, audit_table

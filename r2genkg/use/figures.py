@@ -18,6 +18,7 @@ from ..training.dataset import views_to_pixels
 from ..training.run import Run
 from ..training.tables import run_stats
 from .evidence import sentence_attribution
+from .graph_plots import plot_subgraph
 from r2genkg.use.plots import (
     Box,
     pick_nodes,
@@ -26,7 +27,6 @@ from r2genkg.use.plots import (
     plot_cams,
     plot_curves,
     plot_sources,
-    plot_subgraph,
     save_figure,
     selectivity,
 )
@@ -147,7 +147,9 @@ def _subgraph(study: Study, kg2v: np.ndarray, run: Run, folder: str | Path) -> P
         f"of {len(scale.names)}, with their three strongest edges each. "
         f"Selective does not mean relevant: {', '.join(scale.names[n] for n in best)}."
     )
-    fig = plot_subgraph(run.graph.nodes, run.graph.triples, [scale.keys[n] for n in best])
+    fig = plot_subgraph(
+        run.graph.nodes, run.graph.triples, [scale.keys[n] for n in best], rim="selective node"
+    )
     return save_figure(fig, "fig5_subgraph", folder, caption)
 
 # %% ../../nbs/10_use/05_figures.ipynb #retrieved
