@@ -34,6 +34,11 @@ class Statement:
     verdict: str  # empty: nothing to say
 
     @property
+    def is_error(self) -> bool:
+        "Whether the verdict is an error."
+        return self.verdict in ERRORS
+
+    @property
     def words(self) -> str:
         "As a reader sees it: `Edema absent: contradicts`."
         said = f"{self.label} {STATED[self.value]}"
@@ -66,10 +71,9 @@ class MarkedSentence:
     @property
     def mark(self) -> str:
         "`bad` if a statement is an error, `good` if one agrees and none is an error, else empty."
-        verdicts = {s.verdict for s in self.statements}
-        if verdicts & set(ERRORS):
+        if any(s.is_error for s in self.statements):
             return "bad"
-        return "good" if AGREES in verdicts else ""
+        return "good" if AGREES in {s.verdict for s in self.statements} else ""
 
 
 def sentences_of(text: str) -> list[str]:

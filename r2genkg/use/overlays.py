@@ -18,7 +18,7 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def fit_within(image: np.ndarray, longest: int = 448) -> np.ndarray:
+def fit_within(image: np.ndarray, longest: int = 1024) -> np.ndarray:
     "An image (H, W) uint8 with its own proportions, no side longer than `longest` pixels."
     scale = longest / max(image.shape)
     if scale >= 1:
