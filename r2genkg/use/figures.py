@@ -20,6 +20,7 @@ from ..training.tables import run_stats
 from .evidence import sentence_attribution
 from .graph_plots import plot_subgraph
 from r2genkg.use.plots import (
+    GROUPS,
     Box,
     pick_nodes,
     plot_attention,
@@ -184,7 +185,9 @@ def _attribution(study: Study, views: np.ndarray, text: str, run: Run, folder: s
     batch = {name: part.to(model.device) for name, part in views_to_pixels([views]).items()}
     share, even = sentence_attribution(model, model.encode(**batch), text or ".")
     mean, mean_even = share.mean(), even.mean()
-    shares = ", ".join(f"{name} {mean[name]:.3f} (even {mean_even[name]:.3f})" for name in share)
+    shares = ", ".join(
+        f"{GROUPS.get(name, name)} {mean[name]:.3f} (even {mean_even[name]:.3f})" for name in share
+    )
     caption = (
         f"Test study {study.id}: attention of the language model per generated sentence and group "
         f"of the prefix, divided by an even spread. Mean shares: {shares}."
@@ -201,7 +204,7 @@ def _cams(study: Study, image: np.ndarray, run: Run, folder: str | Path) -> Path
     for label, cam in cams.items():
         if label in masks:
             share = cam[masks[label]].sum() / max(cam.sum(), 1e-9)
-            inside.append(f"{label} {share:.2f} (area {masks[label].mean():.2f})")
+            inside.append(f"{label} {share:.3f} (area {masks[label].mean():.3f})")
     truth = "."
     if inside:
         truth = (

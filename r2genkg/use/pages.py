@@ -135,6 +135,11 @@ def _token_cell(token: BankToken, weight: float, pictures: bool) -> dict[str, An
     png = png_uri(shown) if shown is not None else ""
     return {"study": token.study, "label": token.label, "weight": weight, "png": png}
 
+# %% ../../nbs/10_use/07_pages.ipynb #tidy
+def _tidy(text: str) -> str:
+    "A text without the spaces that cleaning puts before stops and commas."
+    return text.replace(" .", ".").replace(" ,", ",")
+
 # %% ../../nbs/10_use/07_pages.ipynb #sentence-row
 def _sentence_row(s: SentenceEvidence, e: ExplainedReport, pictures: bool) -> dict[str, Any]:
     "What the page shows of a sentence. A region has full colour from three times an even spread on."
@@ -142,7 +147,7 @@ def _sentence_row(s: SentenceEvidence, e: ExplainedReport, pictures: bool) -> di
     cams = [(k, png_uri(heat_layer(cam, 1.0)), float(cam.max())) for k, cam in s.cams.items()]
     probability = dict(e.report.labels)
     return {
-        "text": s.text,
+        "text": _tidy(s.text),
         "probability": s.probability,
         "region": png_uri(heat_layer(s.region, max(peak, 3 * even))),
         "peak": peak,
