@@ -7,8 +7,7 @@ __all__ = ['Statement', 'MarkedSentence', 'Comparison', 'compare_reports']
 
 # %% ../../nbs/10_use/18_agreement.ipynb #imports
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..text.labels import label_reports
@@ -106,7 +105,9 @@ class Comparison:
         return "; ".join(parts) or "no finding in either report"
 
 # %% ../../nbs/10_use/18_agreement.ipynb #compare
-def _marked(sentences: Sequence[str], other: Mapping[str, float], judge) -> list[MarkedSentence]:
+def _marked(
+    sentences: Sequence[str], other: Mapping[str, float], judge: Callable
+) -> list[MarkedSentence]:
     "Sentences with the verdict on each of their statements."
     marked = []
     for text, values in zip(sentences, _values(sentences)):

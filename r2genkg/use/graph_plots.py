@@ -250,10 +250,11 @@ def _write_names(
     boxes = _label_boxes(points, radii, sizes, tuple(fig.bbox.size), unit)
     for (key, name), point, r, box in zip(names.items(), points, radii, boxes):
         shift = (box.reshape(2, 2).mean(0) - point) / unit
+        x, y = place[key]
         far = np.abs(np.clip(point, box[:2], box[2:]) - point).max() > r + 6 * unit
         line = {"arrowstyle": "-", "lw": 0.5, "color": GRAY} if far else None
         ax.annotate(
-            name, place[key], tuple(shift), textcoords="offset points", ha="center", va="center",
+            name, (x, y), tuple(shift), textcoords="offset points", ha="center", va="center",
             fontsize=SMALL, arrowprops=line, in_layout=False,
             path_effects=[withStroke(linewidth=2, foreground="white")],
         )  # fmt: skip
@@ -266,8 +267,8 @@ def _draw_edges(
     for kind in RELATION_TYPES:
         colour, dash, _ = _RELATIONS[kind]
         pairs = [(a, b) for a, b, d in graph.edges(data=True) if d["type"] == kind]
-        drawn = {"edge_color": colour, "style": dash, "width": 0.8, "arrowsize": 6}
-        marks = {"node_size": [sizes[key] for key in graph], "nodelist": list(graph)}
+        drawn: Any = {"edge_color": colour, "style": dash, "width": 0.8, "arrowsize": 6}
+        marks: Any = {"node_size": [sizes[key] for key in graph], "nodelist": list(graph)}
         nx.draw_networkx_edges(graph, place, edgelist=pairs, ax=ax, **drawn, **marks)
 
 # %% ../../nbs/10_use/19_graph_plots.ipynb #draw-nodes
@@ -284,7 +285,8 @@ def _draw_nodes(
         x, y = np.array([place[key] for key in part.index]).T
         rims = [1.6 if key in ringed else 0 for key in part.index]
         areas = [sizes[key] for key in part.index]
-        ax.scatter(x, y, areas, colour, shape, linewidths=rims, edgecolors="black", zorder=2)
+        drawn: Any = {"s": areas, "c": colour, "marker": shape, "linewidths": rims}
+        ax.scatter(x, y, edgecolors="black", zorder=2, **drawn)
 
 # %% ../../nbs/10_use/19_graph_plots.ipynb #draw-legend
 def _legend(
@@ -299,7 +301,7 @@ def _legend(
         colour, shape = _KINDS.get(kind, ("black", "o"))
         entries.append(Line2D([], [], color=colour, marker=shape, ls="", label=kind))
     if ringed:
-        rimmed = {"color": "white", "marker": "o", "mec": "black", "mew": 1.6}
+        rimmed: Any = {"color": "white", "marker": "o", "mec": "black", "mew": 1.6}
         entries.append(Line2D([], [], ls="", label=rim, **rimmed))
     return entries
 
@@ -317,7 +319,8 @@ def _draw_network(
     kinds = [kind for kind in _KINDS if kind in set(nodes.entity_type)]
     relations = [kind for kind in RELATION_TYPES if kind in set(edges.type)]
     handles = _legend(kinds, relations, ringed, rim)
-    legend_outside(ax.figure, handles, 4)
+    figure: Any = ax.figure
+    legend_outside(figure, handles, 4)
     ax.margins(0.09)
     ax.set_axis_off()
     _write_names(ax, place, dict(nodes.name), {k: s**0.5 / 2 for k, s in sizes.items()})

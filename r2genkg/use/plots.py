@@ -94,7 +94,7 @@ def legend_outside(
     place: str = "lower center",  # or "right center"
 ) -> None:
     "One legend for the whole figure, outside its axes."
-    style = {"frameon": False, "fontsize": SMALL, "ncols": min(len(handles), columns)}
+    style: Any = {"frameon": False, "fontsize": SMALL, "ncols": min(len(handles), columns)}
     fig.legend(handles=list(handles), loc=f"outside {place}", **style)
 
 # %% ../../nbs/10_use/00_plots.ipynb #draw_heat

@@ -8,6 +8,7 @@ __all__ = ['calibration', 'plot_calibration', 'per_study', 'plot_distributions',
 # %% ../../nbs/10_use/01_run_plots.ipynb #code-2
 import numpy as np, pandas as pd
 from collections.abc import Mapping, Sequence
+from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
@@ -70,7 +71,7 @@ def calibration(
 # %% ../../nbs/10_use/01_run_plots.ipynb #plot_calibration
 def _legend_under(ax: Axes) -> None:
     "The legend of one panel, under its axis."
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22)}
+    place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22)}
     ax.legend(frameon=False, fontsize=SMALL, **place)
 
 
@@ -115,7 +116,7 @@ def _draw_steps(ax: Axes, name: str, values: np.ndarray, style: dict) -> None:
     n = len(ordered)
     heights = np.arange(1, n + 1) / max(n, 1)
     label = f"{name}, median {np.median(ordered):.3f}"
-    marks = {"markevery": max(1, n // 8), "ms": 3, "lw": 1}
+    marks: Any = {"markevery": max(1, n // 8), "ms": 3, "lw": 1}
     ax.step(ordered, heights, where="post", label=label, **marks, **style)
 
 
