@@ -94,8 +94,13 @@ def legend_outside(
     place: str = "lower center",  # or "right center"
 ) -> None:
     "One legend for the whole figure, outside its axes."
-    style: Any = {"frameon": False, "fontsize": SMALL, "ncols": min(len(handles), columns)}
-    fig.legend(handles=list(handles), loc=f"outside {place}", **style)
+    style: dict[str, Any] = {
+        "frameon": False,
+        "fontsize": SMALL,
+        "ncols": min(len(handles), columns),
+    }
+    style["loc"] = f"outside {place}"
+    fig.legend(handles=handles, **style)
 
 # %% ../../nbs/10_use/00_plots.ipynb #draw_heat
 def draw_heat_map(
