@@ -222,8 +222,10 @@ def _show_results(
         if pointing is not None:
             footnote = "Positive labels of the test studies; tolerance of `peak near`: 15 pixels."
             write_table(pointing_cells(pointing), "table2_pointing", tmp, footnote)
-        write_demo_page(DemoResults(runs, results, stages, figures, pointing, out))
-        write_json(out / "summary.json", _summary(runs, pointing))
+        summary = _summary(runs, pointing)
+        shown = DemoResults(runs, results, stages, figures, pointing, out, summary)
+        write_demo_page(shown)
+        write_json(out / "summary.json", summary)
         stamp(tmp, made_from)
 
 # %% ../../nbs/10_use/10_demo.ipynb #run-demo

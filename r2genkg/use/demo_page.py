@@ -7,7 +7,7 @@ __all__ = ['DemoResults', 'write_demo_page']
 
 # %% ../../nbs/10_use/21_demo_page.ipynb #imports
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,9 @@ _FIGURES = {
     "fig5_attention": ("mechanism", "Where graph nodes look, and which cells read them"),
     "fig5_subgraph": ("mechanism", "The part of the graph that one image singles out"),
     "fig8_attribution": ("mechanism", "Which part of the prefix each sentence attends to"),
+    "fig5_presence": ("mechanism", "How likely each node is, and what the report states"),
+    "fig6_own_disease": ("mechanism", "Weight of each disease's query on its own tokens"),
+    "fig8_swapped": ("mechanism", "What the loss becomes when a part of the prefix is swapped"),
     "fig2_graph": ("graph", "Findings with their modifiers, places and suggestions"),
     "fig2_overview": ("graph", "The most frequent nodes"),
     "fig2_vision_tokens": ("tokens", "Patches behind the vision tokens"),
@@ -148,9 +151,9 @@ _CONTENTS = {
 }
 
 # %% ../../nbs/10_use/21_demo_page.ipynb #mechanism
-def _mechanism_table(run: Run) -> list[dict[str, str]]:
+def _mechanism_table(run: Run, measures: Mapping[str, float]) -> list[dict[str, str]]:
     "Rows about retrieval, grounding and attention; none for a run that has none of them."
-    rows = mechanism_rows(mechanism_numbers(run.metrics))
+    rows = mechanism_rows(mechanism_numbers(run.metrics["scores"], run.metrics, measures))
     if "attention_visual" not in run.model.prefix.parts:
         return rows
     tests = [s for s in run.studies if s.split == "test" and s.images]
@@ -170,6 +173,9 @@ class DemoResults:
     figures: Sequence[Path]  # PNGs
     pointing: pd.DataFrame | None  # of `audit_table`; None without masks
     out: Path  # folder of the demo
+    measures: Mapping[str, float] = field(
+        default_factory=dict
+    )  # of the mechanism, beside metrics.json
 
 
 def _audit(pointing: pd.DataFrame | None) -> dict[str, Any] | None:
@@ -223,7 +229,7 @@ def _demo_html(results: DemoResults) -> str:
         studies=[_study_row(study, runs, reporter) for study in _shown_studies(full)],
         scores=score_rows(results.table),
         notes=score_notes(results.table),
-        mechanism=_mechanism_table(full),
+        mechanism=_mechanism_table(full, results.measures),
         graph=graph_words(full.graph.stats()),
         tokens=_token_words(full),
         audit=_audit(results.pointing),

@@ -153,31 +153,57 @@ _BESIDE = {
     "_base": "base rate",
     "_even": "an even spread",
     "_shuffled": "images shuffled",
+    "_by_frequency": "the most frequent nodes",
+}
+#: Words of known keys, and the value of a mechanism that does nothing.
+_MEASURES: dict[str, tuple[str, float | None]] = {
+    "retrieval/own_present": (
+        "weight of a query on tokens of its own disease, where present",
+        None,
+    ),
+    "retrieval/own_absent": ("the same, where the disease is absent", None),
+    "retrieval/auroc": ("do studies with a disease get more of its tokens (AUROC)", 0.5),
+    "retrieval/side_agreement": ("share of that weight on the finding's side", 0.5),
+    "retrieval/row_distance": ("how far the queries retrieve apart (0: all alike)", 0.0),
+    "grounding/node_auroc": ("is a node likelier where the report states it (AUROC)", 0.5),
+    "grounding/edge_auroc": ("is an edge likelier where the report states it (AUROC)", 0.5),
+    "attention/kg2v_entropy": ("entropy of the nodes' attention to cells (1: flat)", 1.0),
+    "attention/v2kg_entropy": ("entropy of the cells' attention to nodes (1: flat)", 1.0),
 }
 
 
-def mechanism_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    "Numbers of a run's metrics that speak of its parts: `group/name` -> value."
-    found = {
-        k: v for k, v in metrics.get("scores", {}).items() if k.partition("/")[0] in _MECHANISM
-    }
-    for group in _MECHANISM:
-        for name, value in (metrics.get(group) or {}).items():
-            found[f"{group}/{name}"] = value
+def mechanism_numbers(*sources: Mapping[str, Any]) -> dict[str, float]:
+    "Numbers that speak of the parts of a model, from flat or grouped metrics: `group/name` -> value."
+    found: dict[str, Any] = {}
+    for source in sources:
+        found |= {k: v for k, v in source.items() if k.partition("/")[0] in _MECHANISM}
+        for group in _MECHANISM:
+            inner = source.get(group)
+            if isinstance(inner, Mapping):
+                found |= {f"{group}/{name}": value for name, value in inner.items()}
     return {k: float(v) for k, v in found.items() if isinstance(v, (int, float))}
+
+# %% ../../nbs/10_use/20_demo_words.ipynb #mechanism-rows
+def _mechanism_row(key: str, numbers: Mapping[str, float]) -> dict[str, str]:
+    "A number in words, with its interval and what it stands beside."
+    value, (group, _, name) = numbers[key], key.partition("/")
+    words, nothing = _MEASURES.get(key, (name.replace("_", " ").replace("/", ", "), None))
+    others = {w: numbers[key + end] for end, w in _BESIDE.items() if key + end in numbers}
+    if nothing is not None:
+        others["a mechanism that does nothing"] = nothing
+    low, high = numbers.get(f"{key}_low"), numbers.get(f"{key}_high")
+    interval = "" if low is None or high is None else f"95 % interval {low:.3f} to {high:.3f}"
+    text = "; ".join(filter(None, [interval, beside(value, others)]))
+    return {"name": f"{group}: {words}", "value": number(value), "words": text}
 
 
 def mechanism_rows(numbers: Mapping[str, float]) -> list[dict[str, str]]:
     "Rows of the table: name in words, value, and what it stands beside."
-    rows = []
-    for key, value in numbers.items():
-        if key.endswith(tuple(_BESIDE)) and key.rpartition("_")[0] in numbers:
-            continue
-        others = {w: numbers[key + end] for end, w in _BESIDE.items() if key + end in numbers}
-        group, _, name = key.partition("/")
-        words = f"{group}: {name.replace('_', ' ').replace('/', ', ')}"
-        rows.append({"name": words, "value": number(value), "words": beside(value, others)})
-    return rows
+    ends = ("_low", "_high", *_BESIDE)
+    parts = {
+        k for k in numbers for end in ends if k.endswith(end) and k.removesuffix(end) in numbers
+    }
+    return [_mechanism_row(key, numbers) for key in numbers if key not in parts]
 
 # %% ../../nbs/10_use/20_demo_words.ipynb #purity
 def purity_rows(row: pd.Series) -> list[dict[str, str]]:
@@ -193,7 +219,7 @@ def purity_rows(row: pd.Series) -> list[dict[str, str]]:
         follows = "retrieval avoids"
     return [
         {
-            "name": "retrieval: weight on tokens of the study's own findings",
+            "name": "retrieval: weight of all queries on tokens of the study's findings",
             "value": number(row["purity"]),
             "words": beside(row["purity"], others),
         },

@@ -343,6 +343,10 @@ MARKUP = {
     "frame": "<iframe srcdoc='<script>alert(1)</script>'></iframe>",
 }
 TAGS = {
+    "kbd",
+    "i",
+    "fieldset",
+    "section",
     "html",
     "head",
     "meta",
