@@ -39,7 +39,7 @@ from r2genkg.use.demo_words import (
     score_rows,
     stage_rows,
 )
-from .pages import page, page_row, png_uri
+from .pages import page, board_row, png_uri
 from .plots import PRINT_DPI
 from .readings import counted
 from .report import Reporter
@@ -79,7 +79,7 @@ def _study_row(study: Study, runs: Mapping[str, Run], reporter: Reporter) -> dic
     found = reporter(views, study.id)
     reference = runs["full"].predictions.loc[study.id].reference
     compared = compare_reports(reference, found.report.text)
-    row = page_row(found, True)
+    row = board_row(found, True)
     marks = _marks_of(compared, [s["text"] for s in row["rows"]])
     row["rows"] = [
         s | {"mark": m["mark"], "errors": m["errors"]} for s, m in zip(row["rows"], marks)

@@ -32,7 +32,7 @@ from r2genkg.vision.retrieval_audit import Retrieval
 from r2genkg.vision.audit_form import audit_form
 from r2genkg.vision.vision_tokens import TOKEN_COLUMNS, VisionTokens
 from r2genkg.extraction.llm_answers import UnusableAnswer, read_entities, read_relations
-from r2genkg.use.pages import page_row, page, page_of, write_reports
+from r2genkg.use.pages import board_row, page, page_of, write_reports
 
 import numpy as np
 import pandas as pd
@@ -493,7 +493,7 @@ def test_audit_form_shows_markup_as_text(tmp_path, kind):
 def test_demo_page_shows_markup_as_text(kind):
     text, png = MARKUP[kind], "data:image/png;base64,AA=="
     marked = {"text": text, "mark": "bad", "errors": [text]}
-    study = page_row(explained(text), True)
+    study = board_row(explained(text), True)
     study["rows"] = [row | {"mark": "good", "errors": [text]} for row in study["rows"]]
     named = ("title", "summary", "other_title", "other_summary")
     study |= dict.fromkeys(named, text) | {"reference": [marked], "other": [marked]}
