@@ -117,7 +117,7 @@ def preview(file: str | None) -> str:  # HTML
     except R2GenKGError as e:
         return f"<p>{html.escape(str(e))}</p>"
     height, width = image.shape
-    style = f"max-height:320px;aspect-ratio:{width}/{height};background:black"
+    style = f"width:{320 * width / height:.0f}px;height:320px;max-width:none"
     return f'<img src="{film_uri(image)}" alt="the chosen image" style="{style}">'
 
 
@@ -204,7 +204,8 @@ def _image_input(gr: Any, runs: Runs) -> Any:  # gradio.File
             examples = example_images(runs)
             if examples:
                 gr.Examples(examples, file, label="or a test image of the run", elem_id="examples")
-        picture = gr.HTML(elem_id="preview")
+        with gr.Column():
+            picture = gr.HTML(elem_id="preview")
     file.change(preview, file, picture, api_visibility="private", show_progress="hidden")
     return file
 
