@@ -8,9 +8,12 @@ __all__ = ['calibration', 'plot_calibration', 'per_study', 'plot_distributions',
 # %% ../../nbs/10_use/01_run_plots.ipynb #code-2
 import numpy as np, pandas as pd
 from collections.abc import Mapping, Sequence
+from typing import Any
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from ..core.files import R2GenKGError
-from .plots import new_figure
+from .plots import SMALL, new_figure
 from ..scores.study_stats import StudyStats
 
 # %% ../../nbs/10_use/01_run_plots.ipynb #style
@@ -66,31 +69,39 @@ def calibration(
     return table, float((table.pairs * distance).sum() / table.pairs.sum())
 
 # %% ../../nbs/10_use/01_run_plots.ipynb #plot_calibration
+def _legend_under(ax: Axes) -> None:
+    "The legend of one panel, under its axis."
+    place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22)}
+    ax.legend(frameon=False, fontsize=SMALL, **place)
+
+
+def _draw_shares(ax: Axes, name: str, table: pd.DataFrame, error: float, style: dict) -> None:
+    "Share positive in each bin with its interval."
+    ends = [table.positive - table.low, table.high - table.positive]
+    bars = {"yerr": np.clip(ends, 0, 1), "capsize": 2, "ms": 3, "lw": 1}
+    label = f"{name}, calibration error {error:.3f}"
+    ax.errorbar(table.probability, table.positive, label=label, **bars, **style)
+
+
 def plot_calibration(
     runs: Mapping[str, tuple[np.ndarray, np.ndarray]],  # run -> arguments of `calibration`
 ) -> Figure:
     "Share of positive labels against the probability given, and how often each probability is given."
-    fig, axes = new_figure(5.6, 2.6, 1, 2)
+    fig, axes = new_figure(6.5, 3.0, 1, 2)
     shares, counts = axes[0]
-    shares.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
+    shares.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, label="perfect calibration")
     for i, (name, (p, y)) in enumerate(runs.items()):
         table, error = calibration(p, y)
-        below = np.clip(table.positive - table.low, 0, 1)
-        above = np.clip(table.high - table.positive, 0, 1)
-        shares.errorbar(
-            table.probability,
-            table.positive,
-            yerr=[below, above],
-            capsize=2,
-            ms=3,
-            lw=1,
-            label=f"{name}, ECE {error:.3f}",
-            **_style(i),
-        )
-        counts.plot(table.probability, table.pairs, ms=3, lw=1, **_style(i))
-    shares.set(xlabel="probability given", ylabel="share positive", xlim=(0, 1), ylim=(-0.02, 1.02))
-    shares.legend(frameon=False, fontsize=6)
+        _draw_shares(shares, name, table, error, _style(i))
+        counts.plot(table.probability, table.pairs, ms=3, lw=1, label=name, **_style(i))
+    shares.set(xlabel="probability given", ylabel="share positive, 95 % interval")
+    shares.set(xlim=(0, 1), ylim=(-0.02, 1.02))
     counts.set(xlabel="probability given", ylabel="study-label pairs", yscale="log", xlim=(0, 1))
+    counts.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    counts.yaxis.set_major_formatter(ScalarFormatter())
+    counts.yaxis.set_minor_formatter(NullFormatter())
+    _legend_under(shares)
+    _legend_under(counts)
     return fig
 
 # %% ../../nbs/10_use/01_run_plots.ipynb #per_study
@@ -98,28 +109,27 @@ def per_study(stats: StudyStats) -> np.ndarray:  # (S,)
     "The score of every study by itself."
     return np.asarray(stats.score(stats.values), dtype=float)
 
+# %% ../../nbs/10_use/01_run_plots.ipynb #distributions
+def _draw_steps(ax: Axes, name: str, values: np.ndarray, style: dict) -> None:
+    "The cumulative share of some values."
+    ordered = np.sort(np.asarray(values)[np.isfinite(values)])
+    n = len(ordered)
+    heights = np.arange(1, n + 1) / max(n, 1)
+    label = f"{name}, median {np.median(ordered):.3f}"
+    marks: Any = {"markevery": max(1, n // 8), "ms": 3, "lw": 1}
+    ax.step(ordered, heights, where="post", label=label, **marks, **style)
+
 
 def plot_distributions(
     scores: Mapping[str, Mapping[str, np.ndarray]],  # score -> run -> value of each study
 ) -> Figure:
     "Cumulative share of studies over each score, a line per run."
-    fig, axes = new_figure(2.6 * len(scores), 2.3, 1, len(scores))
+    fig, axes = new_figure(3.2 * len(scores), 2.9, 1, len(scores))
     for ax, (title, runs) in zip(axes[0], scores.items()):
         for i, (name, values) in enumerate(runs.items()):
-            ordered = np.sort(np.asarray(values)[np.isfinite(values)])
-            n = len(ordered)
-            ax.step(
-                ordered,
-                np.arange(1, n + 1) / max(n, 1),
-                where="post",
-                lw=1,
-                label=f"{name}, median {np.median(ordered):.2f}",
-                markevery=max(1, n // 8),
-                ms=3,
-                **_style(i),
-            )
-        ax.set(xlabel=title, ylim=(0, 1.02))
-        ax.legend(frameon=False, fontsize=5.5, loc="lower right")
+            _draw_steps(ax, name, values, _style(i))
+        ax.set(xlabel=f"{title} of a study", ylim=(0, 1.02))
+        _legend_under(ax)
     axes[0, 0].set_ylabel("share of studies")
     return fig
 
@@ -136,14 +146,14 @@ def plot_series(
     series = [points for lines in panels.values() for points in lines.values()]
     if not panels or not all(series):
         raise R2GenKGError("nothing to draw: no points")
-    fig, axes = new_figure(2.5 * len(panels), 2.2, 1, len(panels))
+    fig, axes = new_figure(2.6 * len(panels), 2.6, 1, len(panels))
     for ax, (title, lines) in zip(axes[0], panels.items()):
         for i, (name, points) in enumerate(lines.items()):
             x, value, low, high = np.array(points, dtype=float).T
             bars = [np.clip(value - low, 0, None), np.clip(high - value, 0, None)]
             ax.errorbar(x, value, yerr=bars, capsize=2, ms=3.5, lw=1, label=name, **_style(i))
         ax.set(xlabel=xlabel)
-        ax.set_title(title, fontsize=8)
+        ax.set_title(title, fontsize=SMALL)
     if max(len(lines) for lines in panels.values()) > 1:
-        axes[0, 0].legend(frameon=False, fontsize=6)
+        _legend_under(axes[0, 0])
     return fig

@@ -7,50 +7,73 @@ __all__ = ['VERDICTS', 'audit_form', 'read_verdicts', 'verdict_table']
 
 # %% ../../nbs/06_vision/08_audit_form.ipynb #imports
 import base64, io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-import numpy as np
+from typing import Any
 import pandas as pd
 from ..core.files import R2GenKGError
-from ..data.images import load_image
+from ..data.images import read_image
 from ..data.study import LABELS
 from ..data.tabular import csv_data_frame, visible
-from .retrieval_audit import Retrieval, token_pixels
+from .retrieval_audit import Retrieval
 from .vision_tokens import VisionTokens
 
 # %% ../../nbs/06_vision/08_audit_form.ipynb #_data_uri
 #: Verdicts a reader can give.
 VERDICTS = ("on the disease", "partly", "not on it", "cannot say")
+#: Longest side of a film on the page, in pixels, and the enlargement of a patch's surroundings.
+_SIDE, _ZOOM = 640, 3.5
 
 
-def _data_uri(pixels: np.ndarray, scale: int = 1) -> str:
-    "Gray pixels as a PNG inside the page."
+def _film_uri(path: str) -> tuple[str, float]:
+    "A film as JPEG inside the page, and its width over its height."
     from PIL import Image
 
-    image, out = Image.fromarray(pixels), io.BytesIO()
-    size = (image.width * scale, image.height * scale)
-    image.resize(size, Image.Resampling.NEAREST).save(out, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    image, out = Image.fromarray(read_image(path)), io.BytesIO()
+    image.thumbnail((_SIDE, _SIDE))
+    image.save(out, "JPEG", quality=88)
+    uri = "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    return uri, image.width / image.height
+
+# %% ../../nbs/06_vision/08_audit_form.ipynb #boxes
+def _percent(**values: float) -> str:
+    "CSS declarations of lengths given as shares."
+    return "; ".join(f"{name}: {100 * value:.2f}%" for name, value in values.items())
+
+
+def _frames(x0: float, y0: float, x1: float, y1: float) -> dict[str, str]:
+    "CSS of a box (shares of the film): its frame on the film, the enlarged film, and its frame there."
+    window = 1 / _ZOOM
+    left = min(max((x0 + x1 - window) / 2, 0), 1 - window)
+    top = min(max((y0 + y1 - window) / 2, 0), 1 - window)
+    across, down = left / (1 - window), top / (1 - window)
+    far = {"left": (x0 - left) * _ZOOM, "top": (y0 - top) * _ZOOM}
+    size = {"width": x1 - x0, "height": y1 - y0}
+    return {
+        "frame": _percent(left=x0, top=y0, **size),
+        "zoom": f"background-size: {100 * _ZOOM:.0f}%; "
+        f"background-position: {100 * across:.2f}% {100 * down:.2f}%",
+        "zoom_frame": _percent(**far, **{name: v * _ZOOM for name, v in size.items()}),
+    }
 
 # %% ../../nbs/06_vision/08_audit_form.ipynb #form-item
-def _form_item(number: int, r: Retrieval, bank: VisionTokens, size: int) -> dict:
-    "What the page shows of one retrieval."
+def _form_item(
+    number: int, r: Retrieval, bank: VisionTokens, size: int, films: Mapping[str, int]
+) -> dict[str, Any]:
+    "What the page shows of one retrieval; `films`: image file -> its number on the page."
     patches = []
     for row, weight in zip(r.rows, r.weights):
-        patch = {
-            "row": row,
-            "weight": f"{weight:.3f}",
-            "src": _data_uri(token_pixels(bank, row, size), 4),
-            "label": bank.table.label.iloc[row],
-            "source": bank.table.study.iloc[row],
-        }
-        patches.append(patch)
+        token = bank.table.iloc[row]
+        box = [float(token[name]) / size for name in ("x0", "y0", "x1", "y1")]
+        film = films[token["image"]]
+        named = {"row": row, "label": token["label"], "source": token["study"]}
+        patches.append(named | _frames(*box) | {"film": film, "weight": f"{weight:.3f}"})
     return {
         "number": number,
         "study": r.study,
         "query": r.query,
         "labels": ", ".join(r.positive) or "none",
-        "src": _data_uri(load_image(r.image, size)),
+        "film": films[r.image],
         "patches": patches,
     }
 
@@ -62,14 +85,18 @@ def audit_form(
 ) -> str:
     """The page as text.
 
-    It shows every retrieval with its patches, a choice of verdict for each, a field for the reader's name, and a
-    button that saves verdicts.csv.
+    It shows every retrieval with its patches in context, a choice of verdict for each, a field for the reader's name,
+    and a button that saves verdicts.csv. Verdicts stay in the browser until then.
     """
     from jinja2 import Environment, PackageLoader
 
-    items = [_form_item(n, r, bank, image_size) for n, r in enumerate(retrievals, 1)]
+    files = [f for r in retrievals for f in (r.image, *bank.table["image"].iloc[list(r.rows)])]
+    films = {path: number for number, path in enumerate(dict.fromkeys(files))}
+    items = [_form_item(n, r, bank, image_size, films) for n, r in enumerate(retrievals, 1)]
+    pictures = [_film_uri(path) for path in films]
     pages = Environment(loader=PackageLoader("r2genkg"), autoescape=True, finalize=visible)
-    return pages.get_template("token_audit.html.j2").render(items=items, verdicts=VERDICTS)
+    shown = {"items": items, "films": pictures, "verdicts": VERDICTS}
+    return pages.get_template("token_audit.html.j2").render(**shown)
 
 # %% ../../nbs/06_vision/08_audit_form.ipynb #read_verdicts
 _COLUMNS = ["study", "query", "row", "label", "source", "weight", "verdict", "reader"]

@@ -134,18 +134,25 @@ def token_pixels(
     return image[token["y0"] : token["y1"], token["x0"] : token["x1"]]
 
 # %% ../../nbs/06_vision/07_retrieval_audit.ipynb #sheet-row
+def _title(text: str) -> str:
+    "At most four short lines, broken between words only."
+    lines = textwrap.wrap(text, 22, break_long_words=False, max_lines=4)
+    return "\n".join(lines)
+
+
 def _sheet_row(axes: Sequence[Any], r: Retrieval, bank: VisionTokens, size: int) -> None:
     "The study's image and the retrieved patches."
     for ax in axes:
         ax.axis("off")
     title = f"{r.study} q{r.query}: {', '.join(r.positive) or 'no label'}"
     axes[0].imshow(load_image(r.image, size), cmap="gray", vmin=0, vmax=255)
-    axes[0].set_title(textwrap.fill(title, 24, max_lines=3), fontsize=5)
+    axes[0].set_title(_title(title), fontsize=8)
     for ax, row, weight in zip(axes[1:], r.rows, r.weights):
         token = bank.table.iloc[row]
         colour = "tab:green" if token["label"] in r.positive else "black"
         ax.imshow(token_pixels(bank, row, size), cmap="gray", vmin=0, vmax=255)
-        ax.set_title(f"{token['label']}\n{token['study']} {weight:.2f}", fontsize=6, color=colour)
+        title = f"{token['label']} {token['study']} {weight:.2f}"
+        ax.set_title(_title(title), fontsize=8, color=colour)
 
 # %% ../../nbs/06_vision/07_retrieval_audit.ipynb #contact-sheet-1
 def contact_sheet(
@@ -159,7 +166,7 @@ def contact_sheet(
     if not retrievals:
         raise R2GenKGError("no retrievals to show")
     rows, columns = len(retrievals), 1 + max(len(r.rows) for r in retrievals)
-    figure = Figure(figsize=(1.25 * columns, 1.45 * rows), dpi=70, layout="constrained")
+    figure = Figure(figsize=(1.9 * columns, 2.2 * rows), dpi=100, layout="constrained")
     for axes, retrieval in zip(figure.subplots(rows, columns, squeeze=False), retrievals):
         _sheet_row(axes, retrieval, bank, image_size)
     return figure

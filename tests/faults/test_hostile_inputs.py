@@ -32,7 +32,7 @@ from r2genkg.vision.retrieval_audit import Retrieval
 from r2genkg.vision.audit_form import audit_form
 from r2genkg.vision.vision_tokens import TOKEN_COLUMNS, VisionTokens
 from r2genkg.extraction.llm_answers import UnusableAnswer, read_entities, read_relations
-from r2genkg.use.pages import page, page_of, write_reports
+from r2genkg.use.pages import board_row, page, page_of, write_reports
 
 import numpy as np
 import pandas as pd
@@ -343,6 +343,10 @@ MARKUP = {
     "frame": "<iframe srcdoc='<script>alert(1)</script>'></iframe>",
 }
 TAGS = {
+    "kbd",
+    "i",
+    "fieldset",
+    "section",
     "html",
     "head",
     "meta",
@@ -379,6 +383,13 @@ TAGS = {
     "select",
     "option",
     "script",
+    "ol",
+    "ul",
+    "li",
+    "nav",
+    "pre",
+    "a",
+    "caption",
 }
 
 
@@ -410,7 +421,8 @@ def harmless(text: str, scripts: int) -> None:
         and not [a for a in seen.attributes if a.startswith("on")]
     ), (seen.tags, seen.attributes)
     assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", text)
-    assert all(s.startswith("data:image/png;base64,") for s in seen.sources)
+    own = r"data:image/(png|jpeg);base64,|#[a-z]+$|figures/[a-z0-9_]+\.svg$"
+    assert all(re.match(own, s) for s in seen.sources), seen.sources
 
 
 def explained(text: str) -> ExplainedReport:
@@ -480,25 +492,42 @@ def test_audit_form_shows_markup_as_text(tmp_path, kind):
 @pytest.mark.parametrize("kind", MARKUP)
 def test_demo_page_shows_markup_as_text(kind):
     text, png = MARKUP[kind], "data:image/png;base64,AA=="
-    table = pd.DataFrame({text: [text]}, index=[text]).to_html(border=0)
-    study = dict.fromkeys(
-        ("id", "reference", "generated", "without_graph", "reference_labels", "generated_labels"),
-        text,
-    ) | {
+    marked = {"text": text, "mark": "bad", "errors": [text]}
+    study = board_row(explained(text), True)
+    study["rows"] = [row | {"mark": "good", "errors": [text]} for row in study["rows"]]
+    named = ("title", "summary", "other_title", "other_summary")
+    study |= dict.fromkeys(named, text) | {"reference": [marked], "other": [marked]}
+    table = {"head": ["", text], "rows": [(text, [text], True)]}
+    figure = {
+        "name": text,
+        "title": text,
         "png": png,
-        "nodes": [(text, 0.5)],
-        "patches": [RetrievedToken(1, text, text, (0, 0, 1, 1), 0.1)],
+        "width": 9,
+        "caption": text,
+        "svg": "figures/a.svg",
     }
+    sections = ("scores", "mechanism", "graph", "tokens", "maps", "other")
+    anchors = ("numbers", "studies", *sections, "made", "next")
     page_text = page("demo.html.j2").render(
         name=text,
         lead=text,
-        stages=[{"name": text, "note": text, "seconds": 1.0}],
-        tables=table,
+        drawn=True,
+        contents=dict.fromkeys(anchors, text),
+        cards=[
+            dict.fromkeys(("title", "value", "interval", "words"), text)
+            | {"others": [(text, text)]}
+        ],
         reading=text,
-        graph={text: text},
-        figures=[{"name": text, "png": png, "caption": text}],
         studies=[study],
-        audit=table,
+        scores=table,
+        notes=[(text, text)],
+        mechanism=[{"name": text, "value": text, "words": text}],
+        graph={"words": text, "tables": {text: [(text, text)]}, "all": [(text, text)]},
+        tokens=text,
+        audit={"words": text, "table": table, "notes": [(text, text)]},
+        figures={section: [figure] for section in sections},
+        stages=[{"name": text, "note": text, "seconds": text}],
+        next=[(text, text)],
     )
     harmless(page_text, 0)
 

@@ -346,11 +346,15 @@ def test_reader_saves_verdicts_in_a_browser(small_world, tmp_path):
     (tmp_path / "audit.html").write_text(audit_form(drawn, bank, 56), encoding="utf-8")
     with open_page() as page:
         page.goto((tmp_path / "audit.html").as_uri())
-        choices = page.locator("select")
+        choices = page.locator("fieldset")
         assert choices.count() == 300 and page.locator("#state").inner_text() == "0 of 300 given"
-        for i, verdict in ((0, "on the disease"), (1, "not on it"), (299, "cannot say")):
-            choices.nth(i).select_option(verdict)
+        choices.nth(0).get_by_text("on the disease").click()
+        page.keyboard.press("j")  # to the second patch
+        page.keyboard.press("3")
+        choices.nth(299).get_by_text("cannot say").click()
         page.fill("#reader", "Reader, A.")
+        page.reload()  # the browser keeps verdicts and name
+        assert page.input_value("#reader") == "Reader, A."
         assert page.locator("#state").inner_text() == "3 of 300 given"
         with page.expect_download() as saved:
             page.click("#save")
