@@ -47,6 +47,7 @@ class StudiesConfig(Section):
     format: str = "auto"  # see `data.readers.read_studies`
     image_root: str = ""  # folder that image paths are relative to
     labels: str = ""  # CheXbert label lines of CheXpert Plus
+    boxes: str = ""  # boxes or outlines of findings, see `data.regions`
     # what is made of a report
     section: Literal["findings", "findings+impression"] = "findings"
     cleaning: Literal["iu", "mimic", "mimic-gpt", "none"] = (
@@ -60,6 +61,7 @@ class StudiesConfig(Section):
     n_train: int = Field(0, ge=0)  # studies to draw (phantoms) or to keep (files; 0 = all)
     n_val: int = Field(0, ge=0)
     n_test: int = Field(0, ge=0)
+    pairs: int = Field(0, ge=0)  # training studies whose image is used; the others give only text
     # how phantoms are drawn
     style: Literal["A", "B"] = "A"  # style of drawing and wording
     seed: int = Field(0, ge=0, lt=2**32)
@@ -98,19 +100,24 @@ class ScalesConfig(Section):
 
 # %% ../../nbs/00_core/01_config.ipynb #classifierconfig
 class ClassifierConfig(Section):
-    "The Swin classifier of the 14 labels (chapter `vision`; reference: SwinCheX)."
+    "The classifier of the 14 labels (chapter `vision`; reference: SwinCheX)."
 
-    backbone: str = "microsoft/swin-base-patch4-window7-224"  # hub name, folder, or "scratch"
+    backbone: str = (
+        "microsoft/swin-base-patch4-window7-224"  # see `vision.encoders`; "scratch": a small Swin
+    )
     patch_size: _Count = 4  # the fields down to `heads` act for "scratch" only
     embed_dim: _Count = 96
     depths: tuple[_Count, ...] = Field((2, 2, 6, 2), min_length=1)
     heads: tuple[_Count, ...] = Field((3, 6, 12, 24), min_length=1)
+    frozen: int = Field(0, ge=0)  # first parts of a pretrained encoder that are not trained
     uncertain: Literal["ignore", "zeros", "ones"] = "ignore"  # CheXpert's U-policies
     unmentioned: Literal["ignore", "zeros"] = "zeros"
     epochs: int = Field(10, ge=0)
     batch_size: int = Field(32, ge=1)
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.05, ge=0)
+    augment: Literal["shift", "affine"] = "shift"  # affine: also turned, scaled, other contrast
+    box_weight: float = Field(0.5, ge=0)  # of the loss over places, where boxes are given
 
     @model_validator(mode="after")
     def _heads_of_each_stage(self) -> "ClassifierConfig":
@@ -126,7 +133,8 @@ class TokensConfig(Section):
     "Disease-aware vision tokens (chapter `vision`; reference: AM_MRG's cam.py)."
 
     aside = ("batch_size",)
-    method: str = "gradcam"  # any CAM of pytorch-grad-cam by name
+    source: Literal["maps", "boxes"] = "maps"  # boxes: patches of studies.boxes, no map
+    method: str = "gradcam"  # a CAM of pytorch-grad-cam by name, or "places"
     patch: int = Field(16, ge=4)  # pixels
     threshold: float = Field(0.75, ge=0, le=1)  # mean CAM of a kept patch
     features: Literal["pooled", "patch"] = (
@@ -175,6 +183,23 @@ class ModelConfig(Section):
     )  # weight of a loss: queries near the nodes of their label
     query_labels: float = Field(0.0, ge=0)  # weight of a loss: query i predicts label i
     retrieval_labels: float = Field(0.0, ge=0)  # weight of a loss: retrieve tokens of true labels
+    # not in the paper: the graph and the bank grounded in the image
+    grounding: float = Field(0.0, ge=0)  # weight of a loss: which nodes does the image show?
+    ground_edges: float = Field(0.0, ge=0)  # as grounding, for edges; acts with grounding
+    choose_nodes: Literal["presence", "attention", "frequency"] = (
+        "presence"  # which nodes `prune_kg` keeps; acts with grounding
+    )
+    node_prototypes: bool = False  # nodes of the 14 labels join text and their vision tokens
+    graph_control: Literal[
+        "none", "no edges", "shuffled edges", "random features", "free queries"
+    ] = "none"  # what a graph is replaced by, to see what it is good for
+    visual_places: bool = False  # visual tokens carry a learnt embedding of their cell
+    retrieve_nothing: bool = False  # an entry of the bank for nothing; retrieval_labels then
+    # rewards each query's own label where present, and nothing where absent
+    retrieval_places: bool = False  # vision tokens carry their place; reward those near the finding
+    label_prompts: bool = (
+        False  # 14 tokens that say which labels are present; acts with query_labels
+    )
 
     @model_validator(mode="after")
     def _heads_divide_widths(self) -> "ModelConfig":
@@ -236,6 +261,9 @@ class TrainConfig(Section):
     clip: float = Field(1.0, ge=0)  # bound of the gradient's norm; 0: none
     evals_per_epoch: float = Field(2, ge=0)  # validation with generation
     target_length: int = Field(100, ge=4)  # tokens of the reference report
+    balance: float = Field(
+        0.0, ge=0, le=1
+    )  # 0: every study once an epoch; 1: studies with rare labels as often as the others together
     patience: int = Field(0, ge=0)  # evaluations without a gain before stopping; 0 = never
     save_steps: int = Field(
         0, ge=0

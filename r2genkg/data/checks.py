@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
-
 from ..core.files import R2GenKGError, check_output_path, read_json, write_json
 from ..core.runtime import progress
 from .catalog import data_set, read_data_set
@@ -21,6 +20,7 @@ from .collecting import leaking_patients
 from .images import read_film
 from .splits import SPLITS
 from .study import Studies, Study, save_studies
+from .nih import nih_counts
 
 # %% ../../nbs/01_data/15_checks.ipynb #image_fault
 class _Looked(NamedTuple):
@@ -107,7 +107,8 @@ def _repeated_texts(studies: Sequence[Study], section: str) -> tuple[int, int]:
     texts: dict[str, Counter] = {split: Counter() for split in SPLITS}
     for s in studies:
         text = " ".join(s.report(section).lower().split())
-        texts[s.split][text] += 1
+        if text:
+            texts[s.split][text] += 1
     within = sum(counts.total() - len(counts) for counts in texts.values())
     held_out = texts["val"] + texts["test"]
     return within, sum(n for text, n in held_out.items() if text in texts["train"])
@@ -270,7 +271,7 @@ def _summary(name: str, studies: Studies, section: str, extra: dict, images: dic
 
 # %% ../../nbs/01_data/15_checks.ipynb #prepare
 def prepare(
-    name: str,  # iu-xray | chexpert-plus | mimic-cxr
+    name: str,  # iu-xray | chexpert-plus | mimic-cxr | nih
     root: str | Path,  # the data set's file or folder
     out: str | Path,  # studies.parquet; the report goes beside it, as .json
     images: str | Path | None = None,  # folder of the images; None: the usual place
@@ -291,8 +292,8 @@ def prepare(
         raise R2GenKGError(f"{root}: no study left to write ({read.report})")
     if refuse_leaks:
         _check_leaks(name, leaking_patients(studies), root)
-    impressions = _impressions(studies, section, root)
-    found = {"file": str(out)} | _summary(name, studies, section, impressions, image_counts)
+    extra = nih_counts(root) if name == "nih" else _impressions(studies, section, root)
+    found = {"file": str(out)} | _summary(name, studies, section, extra, image_counts)
     counts = {split: found[split] for split in SPLITS}
     studies.meta |= {"section": section, "counts": counts}
     save_studies(studies, out)

@@ -15,6 +15,7 @@ from ..core.files import R2GenKGError
 from .chexpert_plus import read_chexpert_plus
 from .collecting import collect
 from .mimic_cxr import read_mimic_cxr
+from .nih import read_label_table, read_nih
 from .openi import openi_tables, openi_xml
 from .splits import split_name
 from .study import LABELS, ReadReport, Studies, load_studies
@@ -193,6 +194,8 @@ FORMATS = {
     "openi-xml": "*.xml",
     "chexpert-plus": "df_chexpert_plus*.csv",
     "mimic-cxr": "mimic-cxr-*-split.csv*",
+    "nih": "Data_Entry_2017*.csv*",
+    "labels": "index.csv",
     "folder": "*.csv",
 }
 #: Forms whose readers take a folder.
@@ -206,6 +209,8 @@ def _main_file(folder: Path, format: str) -> tuple[Path, str]:
     wanted = FORMATS if format == "auto" else {format: FORMATS[format]}
     for name, pattern in wanted.items():
         found = sorted(folder.glob(pattern))
+        if name == "labels" and found and _csv_form(found[0]) != name:
+            continue  # a table of reports may have this name too
         if name in _FOLDER_FORMS and not found:
             found = sorted(folder.glob(f"*/{pattern}"))[:1]
         if name == "folder" and len(found) > 1:
@@ -236,6 +241,11 @@ def _csv_form(path: Path) -> str:
         return "openi-tables"
     if {"uid", "findings", "impression"} <= columns and "id" not in columns:
         return "openi-tables"
+    if {"Image Index", "Finding Labels"} <= columns:
+        return "nih"
+    labelled = {"chexpert", *LABELS} & columns
+    if {"id", "image"} <= columns and labelled and "findings" not in columns:
+        return "labels"
     if {"dicom_id", "study_id", "split"} <= columns:
         return "mimic-cxr"
     return "chexpert-plus" if "path_to_image" in columns else "folder"
@@ -262,7 +272,11 @@ _READERS = {
     "openi-xml": openi_xml,
     "openi-tables": openi_tables,
     "folder": read_folder_table,
+    "nih": read_nih,
+    "labels": read_label_table,
 }
+#: Forms whose studies have labels and no text.
+_LABEL_FORMS = ("nih", "labels")
 
 
 def _check_choices(path: Path, format: str, splits: str, labels: Any) -> None:
@@ -281,7 +295,7 @@ def read_studies(
     labels: str | Path | None = None,  # CheXbert label lines of CheXpert Plus
     section: str = "findings",  # findings | findings+impression: a study needs one of them
 ) -> Studies:
-    """Read a corpus into studies with text; `.report` counts the rest.
+    """Read a corpus into studies; `.report` counts what is left out. Forms with reports give studies with text.
 
     Image files are not opened (`check_images` does). Raises `R2GenKGError` that names file and row.
 
@@ -306,7 +320,9 @@ def read_studies(
     if format == "mimic-cxr":
         return collect(read_mimic_cxr(path, image_root, report), report, splits, section)
     if format != "chexpert-plus":
-        return collect(_READERS[format](path, image_root), report, splits, section)
+        has_text = format not in _LABEL_FORMS
+        records = _READERS[format](path, image_root)
+        return collect(records, report, splits, section, text_needed=has_text)
     if splits == "auto":
         splits = "hash"  # its own split has no test part, and the paper's authors set it aside
     return collect(read_chexpert_plus(path, image_root, labels, report), report, splits, section)

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from ..core.config import Config, LLMConfig, ModelConfig, override
-from ..model.fusion import build_parts
+from ..model.prefix_parts import build_parts
 from ..model.llm import explain_load_error, find_gguf
 
 # %% ../../nbs/09_training/00_memory_plan.ipynb #llmshape

@@ -67,6 +67,8 @@ def _check_studies_paths(c: StudiesConfig) -> None:
         raise R2GenKGError(f"studies.path: {c.path}: no such file or folder{made}")
     if c.labels and not Path(c.labels).exists():
         raise _missing("studies.labels", c.labels)
+    if c.boxes and not Path(c.boxes).is_file():
+        raise _missing("studies.boxes", c.boxes, "file")
     if _looks_like_path(c.splits) and not Path(c.splits).exists():
         raise _missing("studies.splits", c.splits)
     prepared = c.path.endswith(".parquet")  # knows where its images are

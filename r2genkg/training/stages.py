@@ -30,10 +30,12 @@ from ..kg.merging import GraphOptions
 from ..data.images import ImageCache
 from ..text.labels import label_reports, with_labels
 from ..phantom.phantoms import draw_for_labels, write_phantoms
+from ..data.regions import Regions, read_regions
 from r2genkg.data.study import (
     Studies,
     check_images,
     check_section,
+    first_pairs,
     Study,
     load_studies,
     save_studies,
@@ -249,9 +251,14 @@ def image_cache(config: Config, paths: Mapping[str, Path], work: Path) -> ImageC
     return ImageCache(_cache_folder(paths) or work / "cache", config.studies.image_size)
 
 # %% ../../nbs/09_training/08_stages.ipynb #make-classifier
+def _regions(config: Config) -> Regions | None:
+    "The boxes that the configuration names; None if it names none."
+    return read_regions(config.studies.boxes) if config.studies.boxes else None
+
+
 def make_classifier(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
-    "Stage `classifier`: Swin on the 14 labels."
-    studies = load_studies(paths["studies"] / "studies.parquet")
+    "Stage `classifier`: the 14 labels and, where there are boxes, their places."
+    studies = first_pairs(load_studies(paths["studies"] / "studies.parquet"), config.studies.pairs)
     metrics = train_classifier(
         studies,
         config.classifier,
@@ -259,18 +266,21 @@ def make_classifier(config: Config, paths: dict[str, Path], out: Path, work: Pat
         work,
         config.studies.image_size,
         cache=image_cache(config, paths, work),
+        regions=_regions(config),
     )
     return f"macro AUROC {metrics['macro_auroc']:.3f} on {metrics['split']}"
 
 # %% ../../nbs/09_training/08_stages.ipynb #make_tokens
 def make_tokens(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `vision_tokens`: Grad-CAM patches of the training images."
-    studies = [s for s in load_studies(paths["studies"] / "studies.parquet") if s.split == "train"]
+    everyone = load_studies(paths["studies"] / "studies.parquet")
+    studies = [s for s in first_pairs(everyone, config.studies.pairs) if s.split == "train"]
     tokens = extract_tokens(
         SwinClassifier.load(paths["classifier"]).to(best_device()),
         studies,
         config.tokens,
         image_cache(config, paths, work),
+        regions=_regions(config),
     )
     tokens.save(out)
     return f"{len(tokens.table):,} tokens of {tokens.table.label.nunique()} labels"
@@ -278,6 +288,7 @@ def make_tokens(config: Config, paths: dict[str, Path], out: Path, work: Path) -
 # %% ../../nbs/09_training/08_stages.ipynb #training_data
 def training_data(paths: Mapping[str, Path]) -> TrainingData:
     "What training reads, from the stages' folders."
+    notes = paths["m3kg"] / "annotations.jsonl"
     return TrainingData(
         studies=load_studies(paths["studies"] / "studies.parquet"),
         scales=load_scales(paths["scales"]),
@@ -285,6 +296,7 @@ def training_data(paths: Mapping[str, Path]) -> TrainingData:
         classifier=paths["classifier"],
         graph=M3KG.load(paths["m3kg"]),
         cache=_cache_folder(paths),
+        annotations=notes if notes.is_file() else None,
     )
 
 # %% ../../nbs/09_training/08_stages.ipynb #make-run
@@ -309,8 +321,14 @@ STAGES = (
     ),
     Stage("m3kg", ("graph",), ("studies",), make_graph, ("graph.annotator",)),
     Stage("scales", ("scales",), ("m3kg",), make_scale_graphs, ("scales.embedder",)),
-    Stage("classifier", ("classifier",), ("studies",), make_classifier, ("classifier.backbone",)),
-    Stage("vision_tokens", ("tokens",), ("studies", "classifier"), make_tokens),
+    Stage(
+        "classifier",
+        ("classifier",),
+        ("studies",),
+        make_classifier,
+        ("classifier.backbone", "studies.boxes"),
+    ),
+    Stage("vision_tokens", ("tokens",), ("studies", "classifier"), make_tokens, ("studies.boxes",)),
     Stage(
         "run",
         ("model", "llm", "train", "decode"),

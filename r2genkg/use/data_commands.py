@@ -16,7 +16,7 @@ from .console import GROUP, AsJson, Section, show, Strict
 # %% ../../nbs/10_use/14_data_commands.ipynb #data
 data = typer.Typer(**GROUP, help="Download and prepare data sets.")
 
-_DataSet = Annotated[str, typer.Argument(help="iu-xray | chexpert-plus | mimic-cxr")]
+_DataSet = Annotated[str, typer.Argument(help="iu-xray | chexpert-plus | mimic-cxr | nih")]
 _Root = Annotated[Path, typer.Option(help="The data set's file or folder.")]
 _StudiesOut = Annotated[
     Path, typer.Option(help="studies.parquet to write; the counts go beside it, as .json.")

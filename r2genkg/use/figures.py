@@ -18,7 +18,9 @@ from ..training.dataset import views_to_pixels
 from ..training.run import Run
 from ..training.tables import run_stats
 from .evidence import sentence_attribution
+from .graph_plots import plot_subgraph
 from r2genkg.use.plots import (
+    GROUPS,
     Box,
     pick_nodes,
     plot_attention,
@@ -26,7 +28,6 @@ from r2genkg.use.plots import (
     plot_cams,
     plot_curves,
     plot_sources,
-    plot_subgraph,
     save_figure,
     selectivity,
 )
@@ -101,20 +102,39 @@ def _retrieved_rows(
     bank: VisionTokens,
     names: Sequence[str],  # of the queries
     size: int,  # pixels of the resized images
-    first: Sequence[str] = (),  # queries to show before others
+    first: Sequence[str] = (),  # labels of the study: their queries are shown before others
 ) -> dict[str, list]:
-    "Rows for `plot_sources`: the queries of `first`, then the most selective ones, with their heaviest tokens."
-    ranked = sorted(range(len(names)), key=lambda q: (names[q] not in first, -weights[q].max()))
+    "Rows for `plot_sources`: queries of present labels, then those that retrieve most, with their heaviest tokens."
+    ranked = sorted(range(len(names)), key=lambda q: (names[q] not in first, -weights[q].sum()))
+    shown = (
+        ranked[: _QUERIES - 1] + [q for q in ranked[_QUERIES - 1 :] if names[q] not in first][:1]
+    )
     rows = {}
-    for q in sorted(ranked[:_QUERIES]):
+    for q in sorted(shown):
         best = np.argsort(-weights[q])[:_TOKENS]
         items = []
         for i, token in zip(best, bank.table.iloc[best].itertuples()):
             box = (int(token.x0), int(token.y0), int(token.x1), int(token.y1))
             caption = f"{token.label}, {weights[q, i]:.3f}"
             items.append((load_image(token.image, size), box, caption))
-        rows[names[q]] = items
+        rows[_row_title(names[q], weights[q], bank, first)] = items
     return rows
+
+# %% ../../nbs/10_use/05_figures.ipynb #row-title
+def _row_title(
+    name: str,  # of the query
+    weights: np.ndarray,  # (M,)
+    bank: VisionTokens,
+    present: Sequence[str],  # labels of the study
+) -> str:
+    "A query with what a reader must know to judge it: is its label there, and how much of its weight is its own?"
+    if name not in LABELS:
+        return name
+    state = "present" if name in present else "absent"
+    own = weights[(bank.table.label == name).to_numpy()].sum()
+    title = f"{name} ({state}): own {own:.2f}"
+    nothing = 1 - weights.sum()
+    return f"{title}, nothing {nothing:.2f}" if nothing > 1e-3 else title
 
 # %% ../../nbs/10_use/05_figures.ipynb #_attention
 def _attention(
@@ -147,7 +167,9 @@ def _subgraph(study: Study, kg2v: np.ndarray, run: Run, folder: str | Path) -> P
         f"of {len(scale.names)}, with their three strongest edges each. "
         f"Selective does not mean relevant: {', '.join(scale.names[n] for n in best)}."
     )
-    fig = plot_subgraph(run.graph.nodes, run.graph.triples, [scale.keys[n] for n in best])
+    fig = plot_subgraph(
+        run.graph.nodes, run.graph.triples, [scale.keys[n] for n in best], rim="selective node"
+    )
     return save_figure(fig, "fig5_subgraph", folder, caption)
 
 # %% ../../nbs/10_use/05_figures.ipynb #retrieved
@@ -182,7 +204,9 @@ def _attribution(study: Study, views: np.ndarray, text: str, run: Run, folder: s
     batch = {name: part.to(model.device) for name, part in views_to_pixels([views]).items()}
     share, even = sentence_attribution(model, model.encode(**batch), text or ".")
     mean, mean_even = share.mean(), even.mean()
-    shares = ", ".join(f"{name} {mean[name]:.3f} (even {mean_even[name]:.3f})" for name in share)
+    shares = ", ".join(
+        f"{GROUPS.get(name, name)} {mean[name]:.3f} (even {mean_even[name]:.3f})" for name in share
+    )
     caption = (
         f"Test study {study.id}: attention of the language model per generated sentence and group "
         f"of the prefix, divided by an even spread. Mean shares: {shares}."
@@ -199,7 +223,7 @@ def _cams(study: Study, image: np.ndarray, run: Run, folder: str | Path) -> Path
     for label, cam in cams.items():
         if label in masks:
             share = cam[masks[label]].sum() / max(cam.sum(), 1e-9)
-            inside.append(f"{label} {share:.2f} (area {masks[label].mean():.2f})")
+            inside.append(f"{label} {share:.3f} (area {masks[label].mean():.3f})")
     truth = "."
     if inside:
         truth = (
