@@ -215,6 +215,9 @@ def atomic_path(
             if fault := replace_fault(path, tmp):
                 raise R2GenKGError(f"{given}: {fault}")
             old = _put(tmp, path)
+    except Exception as e:
+        e.__dict__.setdefault("output_path", str(given))  # a full disk is reported with the file
+        raise
     finally:
         _IN_USE.discard(tmp.name)
         _remove(old)

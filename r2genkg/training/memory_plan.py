@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 
 from ..core.config import Config, LLMConfig, ModelConfig, override
+from ..core.weights import trusted
 from ..model.fusion import build_parts
 from ..model.llm import explain_load_error, find_gguf
 
@@ -88,9 +89,11 @@ def _shape_from_file(name: str) -> LLMShape:
     gguf = find_gguf(name)
     try:
         if gguf:
-            found = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            found = AutoConfig.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, **trusted(gguf.parent)
+            )
         else:
-            found = AutoConfig.from_pretrained(name)
+            found = AutoConfig.from_pretrained(name, **trusted(name))
     except Exception as e:
         raise explain_load_error(name, e) from None
     text = found.get_text_config()  # of a model that also reads images or sound

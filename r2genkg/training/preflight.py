@@ -17,6 +17,7 @@ from ..core.files import R2GenKGError
 from ..core.runtime import best_device
 from ..data.study import Study
 from ..extraction.annotate import check_annotator
+from ..extraction.llm_settings import check_endpoint, load_llm_settings
 from ..kg.scales import ScaleGraph
 from ..model.llm import check_reachable, check_savable, find_gguf, prompt_sides
 from .memory_plan import GIB, memory_advice, memory_plan
@@ -117,6 +118,13 @@ def _check_memory(config: Config) -> None:
         warnings.warn(advice, stacklevel=3)
 
 # %% ../../nbs/09_training/07_preflight.ipynb #preflight
+def _check_consent(annotator: str) -> None:
+    "Raise `R2GenKGError` for a language model elsewhere that the user did not allow."
+    name, _, spec = annotator.partition(":")
+    if name == "llm":
+        check_endpoint(load_llm_settings(spec))
+
+
 def preflight(
     config: Config,
     wanted: Collection[str] = ("classifier", "run"),  # stages that will be brought up to date
@@ -125,6 +133,8 @@ def preflight(
     "Check a configuration on this machine before anything slow. Raises `R2GenKGError`; warns of too little memory."
     check_choices(config)
     _check_paths(config)
+    if "m3kg" in wanted and "m3kg" not in made:
+        _check_consent(config.graph.annotator)
     if "classifier" in wanted and "classifier" not in made:
         check_image_size(config.classifier, config.studies.image_size)
     if "run" not in wanted:

@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'first_studies', 'draw_openi', 'read_prepared_studies', 'make_studies', 'graph_corpus',
            'make_graph', 'make_scale_graphs', 'image_cache', 'make_classifier', 'make_tokens', 'training_data',
-           'make_run', 'StageResult', 'stage_hash']
+           'make_run', 'StageResult', 'stage_parts', 'stage_hash', 'found_hash', 'changed_formats']
 
 # %% ../../nbs/09_training/08_stages.ipynb #code-2
-import os, warnings, numpy as np
+import contextlib, json, os, warnings, numpy as np
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from .. import __version__
+from typing import Any
 from ..extraction.annotate import iter_annotations
 from ..extraction.annotation_files import load_annotations, save_annotations
 from .dataset import TrainingData
 from ..vision.classifier import SwinClassifier
 from ..core.config import Config, StudiesConfig
 from ..core.files import R2GenKGError
-from ..core.stamps import file_marks, fingerprint
+from ..core.stamps import file_marks, fingerprint, stamp_parts
 from ..core.runtime import best_device, progress, free_memory
 from .evaluate import MAIN_SCORE, evaluate
 from ..kg.scales import load_scales, make_scales, save_scales
@@ -57,6 +57,7 @@ class Stage:
     needs: tuple[str, ...]  # earlier stages
     make: Callable[[Config, dict[str, Path], Path, Path], str]
     files: tuple[str, ...] = ()  # keys of the configuration that may name the user's files
+    format: int = 1  # raised when the stage makes something else of the same inputs
 
 # %% ../../nbs/09_training/08_stages.ipynb #_drawn_study
 def _drawn_study(args: tuple[Study, dict, int, int, str, Path]) -> Study:
@@ -172,16 +173,19 @@ def make_graph(config: Config, paths: dict[str, Path], out: Path, work: Path) ->
     pairs = progress(
         iter_annotations(texts.items(), config.graph.annotator), "annotating", len(texts)
     )
-    save_annotations(out.with_suffix(".jsonl"), pairs)
+    annotations = work / "annotations.jsonl"
+    save_annotations(annotations, pairs)
     graph = build_graph(
-        load_annotations(out.with_suffix(".jsonl")),
+        load_annotations(annotations),
         GraphOptions(min_count=config.graph.min_count),
         split_of={
             s.id: s.split for s in studies
         },  # the graph records that it has no held-out report
     )
     graph.save(out)
-    out.with_suffix(".jsonl").rename(out / "annotations.jsonl")
+    annotations.rename(out / "annotations.jsonl")
+    with contextlib.suppress(OSError):  # other stages may work there
+        work.rmdir()
     return f"{len(texts):,} reports, {len(graph.nodes):,} nodes, {len(graph.triples):,} triples"
 
 # %% ../../nbs/09_training/08_stages.ipynb #make_scale_graphs
@@ -317,11 +321,63 @@ def _files_beside(path: str) -> list[tuple[str, int, int]]:
     return [mark for name in BESIDE for mark in file_marks(folder / name)]
 
 # %% ../../nbs/09_training/08_stages.ipynb #stage-hash
-def stage_hash(stage: Stage, config: Config, done: Mapping[str, StageResult]) -> str:
-    "What a stage is stamped with: a hash of all that it is made from."
+def stage_parts(stage: Stage, config: Config, done: Mapping[str, StageResult]) -> dict[str, Any]:
+    "All that a stage is made from: format, settings, marks of files, hashes of the stages before it."
     files = [file for key in stage.files for file in _files_at(attrgetter(key)(config) or "")]
     if stage.name == "studies":
         files += _files_beside(config.studies.path)
-    sections = [getattr(config, name).decisive() for name in stage.sections]
-    before = [done[name].hash for name in stage.needs]
-    return fingerprint(stage.name, __version__, *sections, *files, *before)
+    sections = {name: getattr(config, name).decisive() for name in stage.sections}
+    before = {name: done[name].hash for name in stage.needs}
+    return {"format": stage.format, "settings": sections, "files": files, "before": before}
+
+
+def stage_hash(stage: Stage, config: Config, done: Mapping[str, StageResult]) -> str:
+    "What a stage is stamped with: a hash of all that it is made from."
+    return _hash_of(stage, stage_parts(stage, config, done))
+
+
+def _hash_of(stage: Stage, parts: Mapping[str, Any], form: int | str | None = None) -> str:
+    settings, before = parts["settings"].values(), parts["before"].values()
+    return fingerprint(stage.name, form or parts["format"], *settings, *parts["files"], *before)
+
+# %% ../../nbs/09_training/08_stages.ipynb #same-parts
+#: What stood in the hash instead of the format 1 before formats were numbered.
+_FIRST_VERSION = "0.1.0"
+
+
+def _plain(value: Any) -> Any:
+    "A value as JSON gives it back."
+    return json.loads(json.dumps(value, default=str))
+
+
+def _with_new_keys(stored: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    "Stored settings, and for the keys that they do not know the defaults of today."
+    default = Config()
+    known = dict(stored) if isinstance(stored, dict) else {}
+    for section in wanted:
+        defaults = _plain(getattr(default, section).decisive())
+        known[section] = defaults | (known.get(section) or {})
+    return known
+
+
+def found_hash(stage: Stage, config: Config, done: Mapping[str, StageResult], folder: Path) -> str:
+    "The hash that a stage's folder is stamped with if it is up to date, else an empty text."
+    parts, stored = stage_parts(stage, config, done), stamp_parts(folder)
+    found = stored.get("hash", "")
+    first = _hash_of(stage, parts, _FIRST_VERSION) if stage.format == 1 else ""
+    if found and found in (_hash_of(stage, parts), first):
+        return found
+    wanted = _plain(parts)
+    kept = {key: stored.get(key) for key in wanted}
+    kept["settings"] = _with_new_keys(kept["settings"], wanted["settings"])
+    return found if found and kept == wanted else ""
+
+# %% ../../nbs/09_training/08_stages.ipynb #changed-format
+def changed_formats(root: Path) -> list[str]:
+    "The stages in `root` of which this version of the package makes something else than the one that made them."
+    changed = []
+    for stage in STAGES:
+        stored = stamp_parts(root / stage.name)
+        if isinstance(stored.get("format"), int) and stored["format"] != stage.format:
+            changed.append(f"{stage.name} (format {stored['format']}, now {stage.format})")
+    return changed

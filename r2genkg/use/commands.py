@@ -19,7 +19,19 @@ from ..core.config import Config, load_config, preset_names
 from ..core.files import R2GenKGError
 from ..data.study import load_studies
 from ..data.tabular import visible
-from .console import AsJson, Set, keep_freed_memory, show, show_rows, storage_fault
+from r2genkg.use.console import (
+    AsJson,
+    Set,
+    end_children,
+    end_gently,
+    interruption,
+    keep_freed_memory,
+    memory_fault,
+    show,
+    show_anything,
+    show_rows,
+    storage_fault,
+)
 from .data_commands import annotate_command, data, label_command
 from .extract_commands import extract
 from .kg_commands import kg
@@ -48,22 +60,37 @@ def _fail(why: object, code: int = 1) -> None:
 
 # %% ../../nbs/10_use/16_commands.ipynb #main-2
 def main(args: list[str] | None = None) -> None:
-    "Entry point: runs the command. User faults become one line and exit code 1, Ctrl-C exit code 130."
+    "Entry point: runs the command. User faults become one line and exit code 1, Ctrl-C exit code 130, SIGTERM 143."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     keep_freed_memory()
+    show_anything()
+    end_gently()
     # warnings of libraries, nothing that a user can act on
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     try:
         app(args=args, standalone_mode=True)
     except R2GenKGError as e:
         _fail(e)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on where it stopped", 130)
+    except (KeyboardInterrupt, SystemExit) as e:
+        code = interruption(e)  # typer turns Ctrl-C into an exit
+        if not code:
+            raise
+        end_children()
+        _fail("interrupted; the same command goes on where it stopped", code)
     except Exception as e:
-        why = storage_fault(e)
+        why = storage_fault(e) or memory_fault(e)
         if not why:
             raise
         _fail(why)
+
+# %% ../../nbs/10_use/16_commands.ipynb #remake
+_Remake = Annotated[
+    bool,
+    typer.Option(
+        "--remake",
+        help="Train again where this version makes a stage differently than the one that made the run.",
+    ),
+]
 
 # %% ../../nbs/10_use/16_commands.ipynb #demo
 _DemoOut = Annotated[Path, typer.Option(help="Output folder.")]
@@ -75,13 +102,14 @@ def demo_command(
     out: _DemoOut = Path("demo_out"),
     preset: _DemoPreset = "demo",
     set_: Set = [],
+    remake: _Remake = False,
     as_json: AsJson = False,
 ) -> None:
     "The whole pipeline on embedded data: graph, tokens, training, scores, figures and OUT/index.html."
     config = load_config(preset, set_)  # before the slow imports: faults appear at once
     from r2genkg.use.demo import run_demo
 
-    show(run_demo(out, config), as_json)
+    show(run_demo(out, config, remake=remake), as_json)
 
 # %% ../../nbs/10_use/16_commands.ipynb #presets
 @app.command("presets")
@@ -119,10 +147,17 @@ _DryRun = Annotated[
         "--set studies.n_train=N where the studies are not prepared yet.",
     ),
 ]
+_AllowExternal = Annotated[
+    bool,
+    typer.Option(
+        "--allow-external",
+        help="With graph.annotator=llm:...: report text may leave this machine.",
+    ),
+]
 Card = Annotated[int, typer.Option(help="With --dry-run: memory of the card, 16, 24, 48 or 80 GB.")]
 
 # %% ../../nbs/10_use/16_commands.ipynb #train-2
-def _train(config: Config, out: Path, upto: str, first: bool) -> dict[str, str]:
+def _train(config: Config, out: Path, upto: str, first: bool, remake: bool) -> dict[str, str]:
     "Make every stage up to one of them; the first process prints a line per stage."
     from r2genkg.training.stages import StageResult
     from r2genkg.training.pipeline import run_pipeline
@@ -131,7 +166,7 @@ def _train(config: Config, out: Path, upto: str, first: bool) -> dict[str, str]:
         if first:
             typer.echo(f"{result.name:14} {result.note}", err=True)
 
-    done = run_pipeline(config, out, upto, echo=echo)
+    done = run_pipeline(config, out, upto, echo=echo, remake=remake)
     last = list(done.values())[-1]
     return {name: str(stage.path) for name, stage in done.items()} | {"result": last.note}
 
@@ -144,11 +179,15 @@ def train_command(
     upto: _UpTo = "run",
     dry_run: _DryRun = False,
     card: Card = 24,
+    remake: _Remake = False,
+    allow_external: _AllowExternal = False,
     as_json: AsJson = False,
 ) -> None:
     """Make all files that training needs, train, and score the test split. The same command goes on after an \
 interruption. Under `accelerate launch`: train on several cards."""
     config = load_config(preset, set_)  # before the slow imports: faults appear at once
+    from r2genkg.extraction.llm_settings import user_consent
+
     if dry_run:
         return show(_plan(config, card), as_json)
     if out is None:
@@ -156,7 +195,8 @@ interruption. Under `accelerate launch`: train on several cards."""
             "needed to train; only --dry-run makes nothing", param_hint="--out"
         )
     first = not int(os.environ.get("RANK", 0))
-    done = _train(config, out, upto, first)
+    with user_consent(allow_external):
+        done = _train(config, out, upto, first, remake)
     if first:
         show(done, as_json)
 
@@ -241,6 +281,7 @@ def tables_command(
     only: _Only = None,
     submit: _Submit = "",
     resubmit: _Resubmit = False,
+    remake: _Remake = False,
     set_: Set = [],
     as_json: AsJson = False,
 ) -> None:
@@ -252,7 +293,7 @@ def tables_command(
 
     chosen = _chosen_grid(grid, preset, seeds, set_)
     setting = (chosen.config, chosen.variants, out, chosen.seeds)
-    outcomes = run_grid(*setting, print_stage, chosen.data, submit, resubmit)
+    outcomes = run_grid(*setting, print_stage, chosen.data, submit, resubmit, remake)
     command = shlex.join(["r2genkg", *sys.argv[1:]])
     made = make_tables(chosen, outcomes, out / "tables", command, only or ())
     measured = {name: table for name, table in made.items() if _is_measured(table)}

@@ -134,6 +134,10 @@ _BaseUrl = Annotated[
         help="llm: endpoint, e.g. http://localhost:8000/v1; default: $OPENAI_BASE_URL, else OpenAI."
     ),
 ]
+_ApiKeyEnv = Annotated[
+    str,
+    typer.Option(help="llm: environment variable with the API key, where it is not a usual one."),
+]
 _Concurrency = Annotated[Optional[int], typer.Option(help="llm: questions under way at a time.")]
 _Partial = Annotated[
     bool,
@@ -143,13 +147,14 @@ _Partial = Annotated[
 # %% ../../nbs/10_use/14_data_commands.ipynb #llm_options
 def _llm_options(
     spec: str,  # a model's name, or a file of settings
+    key_variable: str = "",  # environment variable of the API key
     price: tuple[float | None, float | None] = (None, None),  # dollars per million tokens
     **changes: Any,  # fields of the settings; None: as they are
 ) -> Any:  # LLMSettings
     "Settings of a model name or file with the command's options on top."
     from r2genkg.extraction.llm_settings import load_llm_settings
 
-    settings = load_llm_settings(spec)
+    settings = load_llm_settings(spec, key_variable)
     values = settings.model_dump()
     changes = {key: value for key, value in changes.items() if value is not None}
     sent, answered = price
@@ -180,6 +185,7 @@ def annotate_command(
     price_input: _PriceInput = None,
     price_output: _PriceOutput = None,
     base_url: _BaseUrl = "",
+    api_key_env: _ApiKeyEnv = "",
     concurrency: _Concurrency = None,
     partial: _Partial = False,
     as_json: AsJson = False,
@@ -199,11 +205,11 @@ paying twice."""
     }
     if kind != "llm":
         own = {"price_input": price_input, "price_output": price_output}
-        flags = {"dry_run": dry_run, "partial": partial}
+        flags = {"dry_run": dry_run, "partial": partial, "api_key_env": api_key_env}
         given = options | own | flags
         _refuse_llm_options(annotator, {_as_option(name): given[name] for name in given})
         return show(annotate_file(studies, out, annotator, section, sample), as_json)
-    settings = _llm_options(spec, (price_input, price_output), **options)
+    settings = _llm_options(spec, api_key_env, (price_input, price_output), **options)
     show(annotate_file_with_llm(studies, out, settings, section, sample, dry_run, partial), as_json)
 
 # %% ../../nbs/10_use/14_data_commands.ipynb #as-option

@@ -328,6 +328,7 @@ def run_demo(
     out: str | Path,
     config: Config,
     echo: Callable[[StageResult], None] = print_stage,
+    remake: bool = False,  # see `run_pipeline`
 ) -> dict:
     "All stages, the zero-KG run, figures and `index.html`; gives a summary. Stages that are up to date are skipped."
     out, stages, start = Path(out), list[StageResult](), time.perf_counter()
@@ -336,7 +337,7 @@ def run_demo(
         stages.append(result)
         echo(result)
 
-    outcomes = run_grid(config, ZERO_KG, out, echo=note)
+    outcomes = run_grid(config, ZERO_KG, out, echo=note, remake=remake)
     failed = [o for o in outcomes if o.error]
     if failed:
         raise R2GenKGError(f"{out}: the run {failed[0].variant!r} failed: {failed[0].error}")
