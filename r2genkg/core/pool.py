@@ -6,7 +6,7 @@
 __all__ = ['CHUNK', 'Item', 'Result', 'worker_count', 'in_chunks', 'map_chunks']
 
 # %% ../../nbs/00_core/06_pool.ipynb #imports
-import itertools, multiprocessing, os, signal, threading
+import multiprocessing, os, signal, sys, threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -53,7 +53,8 @@ def in_chunks(
 
 # %% ../../nbs/00_core/06_pool.ipynb #worker
 def _start_worker() -> None:
-    "Leave Ctrl-C to the parent, and end with it."
+    "Leave Ctrl-C to the parent, end with it, and do without torch."
+    sys.modules["torch"] = None  # type: ignore[assignment]  # importing it now raises ImportError
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

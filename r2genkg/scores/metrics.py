@@ -77,20 +77,22 @@ class Evaluation:
         return self.scores | {f"settings/{key}": value for key, value in self.settings.items()}
 
 # %% ../../nbs/08_scores/05_metrics.ipynb #_label
-def _label(refs: list[str], hypos: list[str], labeler: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _label(
+    refs: list[str], hypos: list[str], labeler: Any, workers: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Label tables of both sides; every distinct text is labeled once."
     from r2genkg.text.labels import label_reports
 
     distinct = list(dict.fromkeys(refs + hypos))
-    table = label_reports(distinct, labeler=labeler).set_axis(distinct)
+    table = label_reports(distinct, labeler, workers).set_axis(distinct)
     return table.loc[refs].reset_index(drop=True), table.loc[hypos].reset_index(drop=True)
 
 
-def _annotate(refs: list[str], hypos: list[str], annotator: Any) -> tuple[list, list]:
+def _annotate(refs: list[str], hypos: list[str], annotator: Any, workers: int) -> tuple[list, list]:
     "Annotated sentences of both sides; every distinct sentence is annotated once."
     from r2genkg.extraction.annotate import annotate
 
-    found = annotate(refs + hypos, annotator=annotator)
+    found = annotate(refs + hypos, annotator, workers)
     return found[: len(refs)], found[len(refs) :]
 
 # %% ../../nbs/08_scores/05_metrics.ipynb #name
@@ -112,6 +114,7 @@ def evaluate_reports(
     m3kg: M3KG | None = None,  # the graph, for hallucination through it
     source: str = "",  # corpus, e.g. iu-xray, whose CE carries a warning
     radeval: Sequence[str] = (),  # names of RadEval's metrics, where that extra is installed
+    workers: int = 1,  # processes for labels and annotations by rules; 0: all cores
     **cut: Any,  # family, corpus, tokenizer, ptb of `prepare_texts`
 ) -> Evaluation:
     "All scores of generated reports: NLG, collapse, every CE variant, graph scores."
@@ -126,12 +129,12 @@ def evaluate_reports(
         settings["labels"] = _name(labels)
         if warning := ce_warning(source):
             settings["ce_warning"] = warning
-        labels = labels if isinstance(labels, tuple) else _label(refs, hypos, labels)
+        labels = labels if isinstance(labels, tuple) else _label(refs, hypos, labels, workers)
         found |= ce_stats(*labels)
     if annotations is not None:
         settings["annotations"] = _name(annotations)
         if not isinstance(annotations, tuple):
-            annotations = _annotate(refs, hypos, annotations)
+            annotations = _annotate(refs, hypos, annotations, workers)
         known, written = annotations
         found |= graph_score_stats(known, written, m3kg)
     scores |= {key: stat.total() for key, stat in found.items()}

@@ -9,7 +9,7 @@ __all__ = ['RulesLabeler', 'Labeler', 'get_labeler', 'label_reports', 'with_labe
 from dataclasses import replace
 import logging, re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ import yaml
 from .negation import Flags, assertions
 from ..data.study import LABELS, Study
 from ..core.files import R2GenKGError
+from ..core.pool import in_chunks, map_chunks, worker_count
 from .language import WordCounts, count_words, is_english
 from .lexicon import Term, find_phrases, load_lexicon, phrase_table, words_of
 from .sentences import split_sentences, tokenize
@@ -326,10 +327,17 @@ def get_labeler(
     return CheXbert.load(path)
 
 # %% ../../nbs/03_text/09_labels.ipynb #label_reports
+def _label_chunk(reports: Sequence[str], labeler: str) -> list:
+    "Labels of the reports of a chunk, in a worker process."
+    engine = _rules_labeler(labeler.partition(":")[2] or "chexbert")
+    return [engine.label(report) for report in reports]
+
+
 def label_reports(
     texts: Iterable[str],  # reports
     labeler: str
     | Labeler = "rules",  # rules | rules:chexpert | chexbert:FILE, or an object with `.label_all`
+    workers: int = 1,  # processes, for the rules; 0: all cores
 ) -> pd.DataFrame:
     """The 14 CheXpert labels of each report, one column per label.
 
@@ -343,7 +351,14 @@ def label_reports(
     if isinstance(texts, str):
         raise R2GenKGError("texts: give a list of reports, not a str")
     reports = [plain_text(text, f"report {n}") for n, text in enumerate(texts)]
-    rows = get_labeler(labeler).label_all(reports)
+    by_rules = isinstance(labeler, str) and labeler.startswith("rules")
+    workers, engine = worker_count(workers, len(reports)) if by_rules else 1, get_labeler(labeler)
+    if workers == 1:
+        rows = engine.label_all(reports)
+    else:
+        parts = map_chunks(partial(_label_chunk, labeler=labeler), in_chunks(reports), workers)
+        rows = [row for part in parts for row in part]
+        _warn_of_languages([t for t, row in zip(reports, rows) if not row and t.strip()])
     return pd.DataFrame(rows, columns=list(LABELS), dtype=float)
 
 # %% ../../nbs/03_text/09_labels.ipynb #with-labels

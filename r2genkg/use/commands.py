@@ -22,6 +22,7 @@ from ..data.tabular import visible
 from r2genkg.use.console import (
     AsJson,
     Set,
+    Workers,
     end_children,
     end_gently,
     interruption,
@@ -390,6 +391,7 @@ def score_command(
     confusion: _Confusion = False,
     radeval: RadEval = "",
     intervals: _Intervals = False,
+    workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
     "BLEU, METEOR, ROUGE-L, CIDEr, clinical efficacy and graph scores of two report files."
@@ -402,7 +404,7 @@ def score_command(
     labels = (ref_labels, hypo_labels) if ref_labels else labeler
     m3kg = M3KG.load(graph) if graph else None
     wanted = [name for name in radeval.split(",") if name]
-    cleaned = {"cleaning": cleaning, "mode": mode}
+    cleaned = {"cleaning": cleaning, "mode": mode, "workers": workers}
     found = evaluate_files(refs, hypos, labels=labels, m3kg=m3kg, radeval=wanted, **cleaned)
     scores = keep_preset(found.flat(), ce)
     if intervals:

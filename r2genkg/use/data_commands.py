@@ -13,7 +13,7 @@ import typer
 
 from ..core.files import R2GenKGError, check_output_path
 from ..data.tabular import csv_data_frame
-from .console import AsJson, Section, show
+from .console import AsJson, Section, Workers, show
 
 # %% ../../nbs/10_use/14_data_commands.ipynb #data
 data = typer.Typer(no_args_is_help=True, help="Download and prepare data sets.")
@@ -188,6 +188,7 @@ def annotate_command(
     api_key_env: _ApiKeyEnv = "",
     concurrency: _Concurrency = None,
     partial: _Partial = False,
+    workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
     """Reports -> entities and relations per sentence, one report a line. An interrupted llm run goes on without \
@@ -208,7 +209,7 @@ paying twice."""
         flags = {"dry_run": dry_run, "partial": partial, "api_key_env": api_key_env}
         given = options | own | flags
         _refuse_llm_options(annotator, {_as_option(name): given[name] for name in given})
-        return show(annotate_file(studies, out, annotator, section, sample), as_json)
+        return show(annotate_file(studies, out, annotator, section, sample, workers), as_json)
     settings = _llm_options(spec, api_key_env, (price_input, price_output), **options)
     show(annotate_file_with_llm(studies, out, settings, section, sample, dry_run, partial), as_json)
 
@@ -262,6 +263,7 @@ def label_command(
     key: _Key = "",
     labeler: _Labeler = "rules",
     compare: _Compare = None,
+    workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
     "The 14 CheXpert labels of every report: 1 positive, 0 negative, -1 uncertain, empty (null) not mentioned."
@@ -275,7 +277,10 @@ def label_command(
     check_output_path(out, table, compare)
     rows = csv_data_frame(table, column, *([key] if key else []))
     other = read_labels(compare) if compare else None  # faults before the work
-    labels, names = label_reports(rows[column].tolist(), labeler), rows[key or column].tolist()
+    labels, names = (
+        label_reports(rows[column].tolist(), labeler, workers),
+        rows[key or column].tolist(),
+    )
     write_labels(out, labels, names, key)
     found: dict[str, Any] = {name: int((labels[name] == 1).sum()) for name in labels}
     found |= {"reports": len(labels), "file": str(out)}
