@@ -78,7 +78,7 @@ class Evaluation:
 
 # %% ../../nbs/08_scores/05_metrics.ipynb #_label
 def _label(
-    refs: list[str], hypos: list[str], labeler: Any, workers: int
+    refs: list[str], hypos: list[str], labeler: Any, workers: int = 1
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Label tables of both sides; every distinct text is labeled once."
     from r2genkg.text.labels import label_reports
@@ -88,7 +88,9 @@ def _label(
     return table.loc[refs].reset_index(drop=True), table.loc[hypos].reset_index(drop=True)
 
 
-def _annotate(refs: list[str], hypos: list[str], annotator: Any, workers: int) -> tuple[list, list]:
+def _annotate(
+    refs: list[str], hypos: list[str], annotator: Any, workers: int = 1
+) -> tuple[list, list]:
     "Annotated sentences of both sides; every distinct sentence is annotated once."
     from r2genkg.extraction.annotate import annotate
 

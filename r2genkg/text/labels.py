@@ -351,10 +351,10 @@ def label_reports(
     if isinstance(texts, str):
         raise R2GenKGError("texts: give a list of reports, not a str")
     reports = [plain_text(text, f"report {n}") for n, text in enumerate(texts)]
-    by_rules = isinstance(labeler, str) and labeler.startswith("rules")
-    workers, engine = worker_count(workers, len(reports)) if by_rules else 1, get_labeler(labeler)
+    by_rules = labeler in ("rules", *(f"rules:{name}" for name in _NO_FINDING_RULES))
+    workers = worker_count(workers, len(reports)) if by_rules else 1
     if workers == 1:
-        rows = engine.label_all(reports)
+        rows = get_labeler(labeler).label_all(reports)
     else:
         parts = map_chunks(partial(_label_chunk, labeler=labeler), in_chunks(reports), workers)
         rows = [row for part in parts for row in part]

@@ -39,13 +39,18 @@ def _shown(value: Any) -> Any:
     return value
 
 # %% ../../nbs/10_use/12_console.ipynb #show-piece
+def _json_text(text: str) -> str:
+    "JSON in which control characters of the terminal (C1, too) are escapes."
+    return re.sub("[\x7f-\x9f]", lambda c: f"\\u{ord(c[0]):04x}", text)
+
+
 def show(
     result: dict[str, Any],
     as_json: bool = False,
 ) -> None:
     "Print a flat result: aligned `key value` lines, or JSON."
     if as_json:
-        typer.echo(json.dumps(result, indent=2, default=str, ensure_ascii=False))
+        typer.echo(_json_text(json.dumps(result, indent=2, default=str, ensure_ascii=False)))
         return
     width = max((len(str(key)) for key in result), default=0)
     for key, value in result.items():
@@ -58,7 +63,7 @@ def show_rows(
 ) -> None:
     "Print a table: one line per row with tabs, or a JSON list."
     if as_json:
-        return typer.echo(table.to_json(orient="records", force_ascii=False, indent=2))
+        return typer.echo(_json_text(table.to_json(orient="records", force_ascii=False, indent=2)))
     for row in table.itertuples(index=False):
         typer.echo("\t".join(visible(str(cell)) for cell in row))
 

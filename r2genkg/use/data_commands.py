@@ -236,6 +236,12 @@ _Key = Annotated[
     ),
 ]
 _Labeler = Annotated[str, typer.Option(help="rules | chexbert:FILE")]
+_Raw = Annotated[
+    bool,
+    typer.Option(
+        "--raw", help="csv: do not quote cells that a spreadsheet would run as formulas (= + - @)."
+    ),
+]
 _Compare = Annotated[
     Optional[Path],
     typer.Option(
@@ -264,6 +270,7 @@ def label_command(
     labeler: _Labeler = "rules",
     compare: _Compare = None,
     workers: Workers = 0,
+    raw: _Raw = False,
     as_json: AsJson = False,
 ) -> None:
     "The 14 CheXpert labels of every report: 1 positive, 0 negative, -1 uncertain, empty (null) not mentioned."
@@ -281,7 +288,7 @@ def label_command(
         label_reports(rows[column].tolist(), labeler, workers),
         rows[key or column].tolist(),
     )
-    write_labels(out, labels, names, key)
+    write_labels(out, labels, names, key, raw)
     found: dict[str, Any] = {name: int((labels[name] == 1).sum()) for name in labels}
     found |= {"reports": len(labels), "file": str(out)}
     if other is not None:
