@@ -509,13 +509,30 @@ _Host = Annotated[
     str, typer.Option(help="Address to listen on; the default serves this machine only.")
 ]
 Port = Annotated[int, typer.Option(help="Port.")]
+_RootPath = Annotated[
+    str,
+    typer.Option(help="Path or address under which a reverse proxy serves the page."),
+]
+_Password = Annotated[
+    str,
+    typer.Option(
+        envvar="R2GENKG_APP_PASSWORD",
+        help="Password of the user r2genkg; better given as the variable, which others cannot see.",
+    ),
+]
 
 # %% ../../nbs/10_use/16_commands.ipynb #app-command
 @app.command("app")
-def app_command(run: _AppRuns, host: _Host = "127.0.0.1", port: Port = 7860) -> None:
+def app_command(
+    run: _AppRuns,
+    host: _Host = "127.0.0.1",
+    port: Port = 7860,
+    root_path: _RootPath = "",
+    password: _Password = "",
+) -> None:
     "A small local page: upload an image, read the report with its evidence, compare two runs. Needs the extra `app`."
-    from r2genkg.use.app import load_gradio, serve
+    from r2genkg.use.app import load_gradio, notice, serve
 
     load_gradio()  # a missing library is reported before an address is printed
-    typer.echo(f"http://{host}:{port} (Ctrl-C ends it)", err=True)
-    serve(run, host, port)
+    typer.echo(f"http://{host}:{port} (Ctrl-C ends it). {notice(host, bool(password))}", err=True)
+    serve(run, host, port, root_path=root_path, password=password)
