@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..core.config import Config
-from ..core.files import R2GenKGError, atomic_path, settle
+from ..core.files import R2GenKGError, atomic_path, private_folder, settle
 from ..core.stamps import stamp, stamp_of
 from ..data.study import check_images, load_studies
 from ..kg.scales import load_scales
@@ -85,6 +85,7 @@ def _make_stage(
     start, out, work = time.perf_counter(), root / stage.name, _work(stage, root, made_from)
     if stage.name == "run":
         _warn_of_other_trainings(work)
+    private_folder(root / ".work")  # decoded images, texts, checkpoints
     with atomic_path(out) as tmp:
         tmp.mkdir(parents=True)
         note = stage.make(config, _paths(done), tmp, work)
@@ -137,13 +138,23 @@ def _alone(root: Path) -> Iterator[None]:
     if int(os.environ.get("RANK", 0)):
         yield
         return
+    lock = root / ".lock"
     try:
-        with FileLock(root / ".lock", timeout=0):
+        with FileLock(lock, timeout=0):
             yield
     except Timeout:
         raise R2GenKGError(
-            f"{root}: another run is working in this folder; wait for it or choose another --out"
+            f"{root}: another run is working in this folder{_holder(lock)}; wait for it or choose another --out"
         ) from None
+
+
+def _holder(lock: Path) -> str:
+    "Who holds a lock, where the file says so: file systems without locks get a file with process and machine."
+    try:
+        pid, host = lock.read_text(encoding="utf-8", errors="replace").split()[:2]
+    except (OSError, ValueError):
+        return ""
+    return f" (process {pid[:20]} on {host[:60]}; if it has ended, remove {lock})"
 
 # %% ../../nbs/09_training/09_pipeline.ipynb #run_pipeline
 def run_pipeline(
