@@ -6,7 +6,7 @@
 __all__ = ['CHUNK', 'Item', 'Result', 'worker_count', 'in_chunks', 'map_chunks']
 
 # %% ../../nbs/00_core/06_pool.ipynb #imports
-import multiprocessing, os, signal, sys, threading
+import contextlib, multiprocessing, os, signal, sys, threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -65,6 +65,30 @@ def _start_worker() -> None:
 
     threading.Thread(target=follow, daemon=True).start()
 
+# %% ../../nbs/00_core/06_pool.ipynb #deferred
+@contextlib.contextmanager
+def _while_starting() -> Iterator[None]:
+    """While workers are started, SIGTERM waits and Ctrl-C is ignored.
+
+    A worker inherits that it ignores Ctrl-C, and none is left without the parent that it reads its task from.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    handlers = {
+        signal.SIGTERM: lambda number, frame: waiting.append(number),
+        signal.SIGINT: signal.SIG_IGN,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        for number in waiting:
+            signal.raise_signal(number)
+
 # %% ../../nbs/00_core/06_pool.ipynb #map-chunks
 def map_chunks(
     function: Callable[[list[Item]], Result],  # of a module, or `partial` of one
@@ -79,7 +103,8 @@ def map_chunks(
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         for chunk in chunks:
-            waiting.append(pool.submit(function, chunk))
+            with _while_starting():  # the first task starts the workers
+                waiting.append(pool.submit(function, chunk))
             if len(waiting) >= 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
