@@ -68,22 +68,21 @@ def _start_worker() -> None:
 # %% ../../nbs/00_core/06_pool.ipynb #deferred
 @contextlib.contextmanager
 def _while_starting() -> Iterator[None]:
-    """While workers are started, SIGTERM waits and Ctrl-C is ignored.
+    """While workers are started, SIGTERM and Ctrl-C wait.
 
-    A worker inherits that it ignores Ctrl-C, and none is left without the parent that it reads its task from.
+    So no worker is left without the parent that it reads its task from. A worker inherits that Ctrl-C does not reach it.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or os.name != "posix":
         yield
         return
     waiting: list[int] = []
-    handlers = {
-        signal.SIGTERM: lambda number, frame: waiting.append(number),
-        signal.SIGINT: signal.SIG_IGN,
-    }
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {n: signal.signal(n, lambda number, frame: waiting.append(number)) for n in numbers}
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
         for number in waiting:

@@ -1,5 +1,4 @@
-"""Commands ended from outside, run with little memory or on an old terminal: one line, and nothing left behind.
-"""
+"""Commands ended from outside, run with little memory or on an old terminal: one line, and nothing left behind."""
 
 import json
 import os
