@@ -6,7 +6,7 @@
 __all__ = ['Evaluation', 'evaluate_reports']
 
 # %% ../../nbs/08_scores/05_metrics.ipynb #code-2
-import warnings
+import sys, warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -105,6 +105,12 @@ def _name(source: Any) -> str:
     return "given" if isinstance(source, tuple) else type(source).__name__
 
 # %% ../../nbs/08_scores/05_metrics.ipynb #evaluate_reports
+def _note_step(texts: Sequence[str], step: str) -> None:
+    "Say on standard error what is being scored, where it takes minutes."
+    if len(texts) >= 2_000:
+        print(f"scoring {len(texts):,} pairs: {step}", file=sys.stderr, flush=True)
+
+
 def evaluate_reports(
     refs: Sequence[str],  # reference reports
     hypos: Sequence[str],  # generated reports, in the same order
@@ -124,6 +130,7 @@ def evaluate_reports(
     settings = {"cleaning": cleaning, "mode": mode}
     if mode == "family":
         settings["family"] = cut.get("family", "r2gen")
+    _note_step(refs, "words and phrases (BLEU, METEOR, ROUGE-L, CIDEr)")
     scores, stats = nlg_stats(refs, hypos, cleaning, mode, meteor, **cut)
     scores |= _collapse_scores(refs, hypos)
     found: dict[str, StudyStats] = {}
@@ -131,11 +138,13 @@ def evaluate_reports(
         settings["labels"] = _name(labels)
         if warning := ce_warning(source):
             settings["ce_warning"] = warning
+        _note_step(refs, "labels")
         labels = labels if isinstance(labels, tuple) else _label(refs, hypos, labels, workers)
         found |= ce_stats(*labels)
     if annotations is not None:
         settings["annotations"] = _name(annotations)
         if not isinstance(annotations, tuple):
+            _note_step(refs, "entities and relations")
             annotations = _annotate(refs, hypos, annotations, workers)
         known, written = annotations
         found |= graph_score_stats(known, written, m3kg)
