@@ -231,7 +231,10 @@ def _unwritable(out: Path) -> str:
     while not os.path.lexists(place := place.parent):
         pass
     if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
-        return f"nothing may be written in {place}; choose another --out"
+        why = "Permission denied"
+        if hasattr(os, "ST_RDONLY") and os.statvfs(place).f_flag & os.ST_RDONLY:
+            why = "Read-only file system"
+        return f"nothing may be written in {place} ({why}); choose another --out"
     return ""
 
 

@@ -70,7 +70,7 @@ def _start_worker() -> None:
 def _while_starting() -> Iterator[None]:
     """While workers are started, SIGTERM and Ctrl-C wait.
 
-    So no worker is left without the parent that it reads its task from. A worker inherits that Ctrl-C does not reach it.
+    So no worker is left without the parent that it reads its task from. Ctrl-C never reaches a worker.
     """
     if threading.current_thread() is not threading.main_thread() or os.name != "posix":
         yield
@@ -85,8 +85,8 @@ def _while_starting() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-        for number in waiting:
-            signal.raise_signal(number)
+        for late in waiting:
+            signal.raise_signal(late)
 
 # %% ../../nbs/00_core/06_pool.ipynb #map-chunks
 def map_chunks(
