@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.files import R2GenKGError
-from ..core.weights import open_gguf
+from ..core.weights import load_reason, open_gguf, trusted
 
 # %% ../../nbs/04_extraction/14_encoders.ipynb #encoder_source
 #: Encoders that packages carry: module, file to look for, what to give pip.
@@ -111,12 +111,11 @@ def open_encoder(
             if source.endswith(".gguf"):
                 model, tokenizer = open_gguf(source, AutoModel, torch.float32)
             else:
-                model = AutoModel.from_pretrained(source, dtype=torch.float32)
-                tokenizer = AutoTokenizer.from_pretrained(source)
+                model = AutoModel.from_pretrained(source, dtype=torch.float32, **trusted(source))
+                tokenizer = AutoTokenizer.from_pretrained(source, **trusted(source))
     except (OSError, ValueError, ImportError) as e:
-        reason = str(e).splitlines()[0][:120]
         raise R2GenKGError(
-            f"encoder {name}: cannot be loaded ({reason}); offline use minilm"
+            f"encoder {name}: cannot be loaded ({load_reason(e)}); offline use minilm"
         ) from None
     _keep_first_layers(model, layers)
     return as_encoder(model), tokenizer

@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .. import __version__
 from ..core.files import R2GenKGError, atomic_path, read_json, write_json
+from ..core.weights import trusted
 from ..core.stamps import file_marks, fingerprint
 from ..core.runtime import best_device, set_seed
 from ..data.annotation import RELATION_TYPES, REXKG_TYPES, Entity, SentenceAnnotation
@@ -184,10 +184,14 @@ def _assemble_model(folder: Path, described: dict[str, Any]) -> ExtractModel:
 
     config = ExtractConfig.model_validate(described["config"])
 
-    def encoder() -> Any:
-        return as_encoder(AutoModel.from_config(AutoConfig.from_pretrained(folder / "encoder")))
+    options = trusted(folder / "encoder")
 
-    pieces = WordPieces(AutoTokenizer.from_pretrained(folder / "encoder"), config.max_pieces)
+    def encoder() -> Any:
+        found = AutoConfig.from_pretrained(folder / "encoder", **options)
+        return as_encoder(AutoModel.from_config(found, **options))
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "encoder", **options)
+    pieces = WordPieces(tokenizer, config.max_pieces)
     entities, relations = _new_entity_model(config, encoder), None
     load_model(entities, folder / "entity.safetensors")
     if described["relation_source"] == "model":
@@ -287,6 +291,10 @@ def _held_back_scores(
     return scores | {"relation F1, given entities": given["relation F1"]}
 
 # %% ../../nbs/04_extraction/19_extractor.ipynb #train-extract
+#: Raised when training makes something else of the same annotations.
+_TRAINING = 1
+
+
 def _training_key(
     config: ExtractConfig, relation_source: str, parts: Sequence[Sequence[SentenceAnnotation]]
 ) -> str:
@@ -296,7 +304,7 @@ def _training_key(
         rows = [(s.tokens, list(map(str, s.entities)), list(map(str, s.relations))) for s in part]
         taught.append(rows)
     encoder = file_marks(encoder_source(config.encoder))
-    return fingerprint(__version__, config, encoder, relation_source, taught)
+    return fingerprint(_TRAINING, config, encoder, relation_source, taught)
 
 # %% ../../nbs/04_extraction/19_extractor.ipynb #choose-relation-source
 def _choose_relation_source(asked: str, train: Sequence[SentenceAnnotation]) -> str:

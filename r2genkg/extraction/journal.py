@@ -26,6 +26,11 @@ def _cut_torn_line(file: BinaryIO) -> None:
     file.truncate(file.read().rfind(b"\n") + 1)
 
 # %% ../../nbs/04_extraction/08_journal.ipynb #journal
+def _private(path: str, flags: int) -> int:
+    "Open a file that only its owner can read: a journal holds the text of reports."
+    return os.open(path, flags, 0o600)
+
+
 class Journal:
     "Append-only JSON Lines, also for several writers at a time; without a path it lives in memory."
 
@@ -55,7 +60,7 @@ class Journal:
     def _write(self, path: Path, line: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"))
-        with lock, open(path, "a+b") as file:
+        with lock, open(path, "a+b", opener=_private) as file:
             _cut_torn_line(file)
             file.write(line)
             file.flush()

@@ -17,12 +17,11 @@ from typing import Any
 from filelock import FileLock
 from safetensors.torch import save_file
 from torch import nn
-from .. import __version__
 from ..core.config import LLMConfig
 from ..core.files import R2GenKGError, atomic_path
 from ..core.stamps import file_marks, fingerprint
 from ..core.runtime import best_device
-from ..core.weights import load_tensors, open_gguf, weights_key
+from ..core.weights import load_reason, load_tensors, open_gguf, trusted, weights_key
 from ..core.hf_trainer import one_card, pad_rows, progress_callback
 from .adapters import add_adapter, llm_dtype, quantisation, settle_quantised
 
@@ -187,6 +186,10 @@ def _pretrain(
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 # %% ../../nbs/07_model/12_llm.ipynb #pretrain-once
+#: Raised when pretraining makes something else of the same texts.
+_PRETRAINING = 1
+
+
 def _pretrain_once(
     llm: Any, tokenizer: Any, texts: Sequence[str], epochs: float, cache: Path | None
 ) -> None:
@@ -196,11 +199,11 @@ def _pretrain_once(
         _pretrain(llm, tokenizer, texts, epochs)
         return
     made_from = (llm.config.to_dict(), weights_key(llm), tokenizer.get_vocab(), list(texts), epochs)
-    path = cache / f"llm-{fingerprint(__version__, *made_from)}.safetensors"
+    path = cache / f"llm-{fingerprint(_PRETRAINING, *made_from)}.safetensors"
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
             _pretrain(llm, tokenizer, texts, epochs)
-            with atomic_path(path) as tmp:
+            with atomic_path(path, private=True) as tmp:
                 save_file({k: v.clone() for k, v in llm.state_dict().items()}, tmp)
     llm.load_state_dict(load_tensors(path)[0])
 
@@ -248,18 +251,20 @@ def unpack_gguf(
 def explain_load_error(name: str, error: Exception) -> R2GenKGError:
     "One line for what went wrong while a model was loaded."
     text, where = str(error), f"llm.name: {name}"
+    if isinstance(error, R2GenKGError):
+        return error
     if any(sign in text for sign in ("gated", "401", "403")):
         return R2GenKGError(
             f"{where} is gated or private: accept its licence on the hub, run `hf auth login`, "
             "or set llm.name to a local folder"
         )
-    if isinstance(error, (OSError, ValueError)) and not Path(name).exists():
+    code = "trust_remote_code" in text
+    if isinstance(error, (OSError, ValueError)) and not code and not Path(name).exists():
         return R2GenKGError(
             f"{where} is neither a folder here nor reachable on the hub: "
             "check the name and the network, or set llm.name=scratch"
         )
-    reason = text.splitlines()[0][:160] if text else type(error).__name__
-    return R2GenKGError(f"{where} cannot be loaded ({reason})")
+    return R2GenKGError(f"{where} cannot be loaded ({load_reason(error)})")
 
 # %% ../../nbs/07_model/12_llm.ipynb #load-pretrained
 def load_pretrained(
@@ -274,8 +279,8 @@ def load_pretrained(
     options = _loading_options(config, device)
     try:
         with quiet():
-            llm = AutoModelForCausalLM.from_pretrained(source, **options)
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            llm = AutoModelForCausalLM.from_pretrained(source, **options, **trusted(source))
+            tokenizer = AutoTokenizer.from_pretrained(source, **trusted(source))
     except Exception as e:
         raise explain_load_error(config.name, e) from None
     if "inputs_embeds" not in inspect.signature(llm.prepare_inputs_for_generation).parameters:
@@ -333,8 +338,8 @@ def check_reachable(config: LLMConfig) -> None:
         return
     try:
         with quiet():
-            AutoConfig.from_pretrained(config.name)
-            AutoTokenizer.from_pretrained(config.name)
+            AutoConfig.from_pretrained(config.name, **trusted(config.name))
+            AutoTokenizer.from_pretrained(config.name, **trusted(config.name))
     except Exception as e:
         raise explain_load_error(config.name, e) from None
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core.files import R2GenKGError
+from ..core.weights import load_reason, trusted
 from .llm import quiet
 
 # %% ../../nbs/07_model/14_vision_backbone.ipynb #visionbackbone
@@ -36,10 +37,11 @@ class VisionBackbone(nn.Module):
 
         try:
             with quiet():
-                return cls(AutoModel.from_pretrained(name))
+                return cls(AutoModel.from_pretrained(name, **trusted(name)))
         except (OSError, ValueError) as e:
-            reason = str(e).splitlines()[0][:120]
-            raise R2GenKGError(f"vision encoder {name}: cannot be loaded ({reason})") from None
+            raise R2GenKGError(
+                f"vision encoder {name}: cannot be loaded ({load_reason(e)})"
+            ) from None
 
     def features(self, pixels: Tensor) -> Tensor:
         "Visual tokens (B, V, D_v) of images (B, 3, H, W), without class tokens."

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..data.study import LABELS
 from ..core.files import R2GenKGError
+from ..core.weights import load_reason, trusted
 from ..core.runtime import best_device
 
 # %% ../../nbs/03_text/08_chexbert.ipynb #chexbertmodel
@@ -98,11 +99,11 @@ def _load_tokenizer(name: str) -> Any:
     from transformers import BertTokenizerFast
 
     try:
-        return BertTokenizerFast.from_pretrained(name)
+        return BertTokenizerFast.from_pretrained(name, **trusted(name))
     except (OSError, ValueError) as e:
         raise R2GenKGError(
             f"CheXbert needs the tokenizer {name!r}, which is neither a folder here nor reachable on the hub "
-            f"({str(e).splitlines()[0][:100]}); put its vocab.txt beside the checkpoint"
+            f"({load_reason(e)}); put its vocab.txt beside the checkpoint"
         ) from None
 
 

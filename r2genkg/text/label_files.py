@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..data.study import LABELS
 from ..core.files import R2GenKGError, atomic_path
-from ..data.tabular import csv_data_frame
+from ..data.tabular import csv_data_frame, plain_cell, safe_cell
 from ..data.chexpert_plus import label_lines
 
 # %% ../../nbs/03_text/10_label_files.ipynb #first-columns
@@ -48,6 +48,7 @@ def write_labels(
     table: pd.DataFrame,  # 14 label columns
     keys: Sequence[str],  # per row: the report (csv) or the image path (JSON Lines)
     name: str = "",  # name of the first column; default as published
+    raw: bool = False,  # csv: keep keys that a spreadsheet would run as formulas
 ) -> None:
     """Write a label file, atomically.
 
@@ -66,7 +67,8 @@ def write_labels(
             return
         writer = csv.writer(file)
         writer.writerow([name, *LABELS])
-        writer.writerows([key, *row] for key, row in zip(keys, rows, strict=True))
+        named = keys if raw else map(safe_cell, keys)
+        writer.writerows([key, *row] for key, row in zip(named, rows, strict=True))
 
 # %% ../../nbs/03_text/10_label_files.ipynb #read-csv-labels
 def _read_csv_labels(path: str | Path) -> pd.DataFrame:
@@ -80,7 +82,7 @@ def _read_csv_labels(path: str | Path) -> pd.DataFrame:
         raise R2GenKGError(
             f"{path}: row {row + 1}, {column}: {table.loc[row, column]!r} is none of 1, 0, -1 or empty"
         )
-    return values.astype(float).set_index(pd.Index(table[key], name=key))
+    return values.astype(float).set_index(pd.Index(map(plain_cell, table[key]), name=key))
 
 # %% ../../nbs/03_text/10_label_files.ipynb #read-json-labels
 def _row_name(where: str, key: str, value: object) -> str:

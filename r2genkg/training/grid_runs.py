@@ -16,12 +16,11 @@ import yaml
 
 from ..core.config import Config
 from ..core.files import R2GenKGError, atomic_path, read_json, write_json
-from ..core.stamps import is_current
 from ..core.runtime import free_memory
 from .grid import Job, Variant, grid_jobs
 from .pipeline import run_pipeline
 from .run import Run
-from .stages import STAGES, StageResult, stage_hash
+from .stages import STAGES, StageResult, found_hash, stage_hash
 
 # %% ../../nbs/09_training/11_grid_runs.ipynb #runoutcome
 class RunState(str, Enum):
@@ -59,13 +58,14 @@ def run_grid(
     data: Sequence[Variant] = (Variant(""),),
     submit: str = "",  # command template, see `_submit_run`; empty: run here, one after the other
     resubmit: bool = False,  # submit runs again that were submitted and are not finished
+    remake: bool = False,  # also trained runs whose stages this version makes differently
 ) -> list[RunOutcome]:
     "Run every variant with every seed; what is up to date is not run again, a failed run does not stop the rest."
     root = Path(root)
     jobs, outcomes = grid_jobs(config, variants, root, seeds, data), []
     roots = list(dict.fromkeys([root, *(j.shared for j in jobs)]))
     for job in jobs:
-        outcomes.append(_run_one(job, roots, echo, submit, resubmit))
+        outcomes.append(_run_one(job, roots, echo, submit, resubmit, remake))
         _write_list(root, jobs, outcomes)
     return outcomes
 
@@ -87,23 +87,24 @@ def _write_list(root: Path, jobs: Sequence[Job], outcomes: Sequence[RunOutcome])
 
 # %% ../../nbs/09_training/11_grid_runs.ipynb #run-one
 def _run_one(
-    job: Job, roots: Sequence[Path], echo: Callable, submit: str, resubmit: bool
+    job: Job, roots: Sequence[Path], echo: Callable, submit: str, resubmit: bool, remake: bool
 ) -> RunOutcome:
     "Bring one run up to date; a fault becomes part of the outcome, except one in the stages of the root."
     root, in_root = roots[0], job.shared == roots[0]
     note = echo if job.folder == root else _only_made(echo)
     if in_root:
-        run_pipeline(job.config, root, "vision_tokens", echo=note)
+        run_pipeline(job.config, root, "vision_tokens", echo=note, remake=remake)
     state, error = RunState.FAILED, ""
     try:
         reuse = [r for r in roots if r != job.shared]
         shared_note = (lambda result: None) if in_root else note  # those of the root were echoed
-        done = run_pipeline(job.config, job.shared, "vision_tokens", reuse, shared_note)
+        done = run_pipeline(job.config, job.shared, "vision_tokens", reuse, shared_note, remake)
         if submit:
             state, error = _submitted(job, done, submit, resubmit)
         else:
             reuse = [job.shared, *reuse]
-            run_pipeline(job.config, job.folder, reuse=reuse, echo=_named_run(job, echo))
+            named = _named_run(job, echo)
+            run_pipeline(job.config, job.folder, reuse=reuse, echo=named, remake=remake)
             state = RunState.FINISHED
     except Exception as e:  # a card out of memory must not stop the other runs
         error = _reason(e)
@@ -210,7 +211,7 @@ def _submitted(
     "Submit a run unless it is finished or pending; its state, and the reason if it is not finished."
     wanted, note = stage_hash(STAGES[-1], job.config, done), job.folder / "submitted.json"
     pending = RunState.PENDING, f"submitted, not finished; see {note}"
-    if is_current(job.folder / "run", wanted):
+    if found_hash(STAGES[-1], job.config, done, job.folder / "run"):
         return RunState.FINISHED, ""
     if not again and note.is_file() and read_json(note).get("hash") == wanted:
         return pending
@@ -218,7 +219,7 @@ def _submitted(
     if called.returncode:
         last = (called.stderr.strip().splitlines() or ["no message"])[-1]
         raise R2GenKGError(f"submit template: exit {called.returncode}: {last[:200]}")
-    if is_current(job.folder / "run", wanted):
+    if found_hash(STAGES[-1], job.config, done, job.folder / "run"):
         return RunState.FINISHED, ""
     write_json(note, {"hash": wanted, "answer": called.stdout.strip()[-500:]})
     return pending

@@ -9,6 +9,7 @@ __all__ = ['RUN_FILES', 'STAGES_FILE', 'run_folder', 'write_stages', 'Run']
 import os
 from collections.abc import Mapping
 from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ class Run:
     @cached_property
     def bank(self) -> VisionTokens:
         "The bank of vision tokens with the images that they were cut from."
-        return VisionTokens.load(self.stage("vision_tokens"))
+        bank = VisionTokens.load(self.stage("vision_tokens"))
+        return replace(bank, table=_with_own_films(bank.table, self))
 
     @cached_property
     def classifier(self) -> SwinClassifier:
@@ -119,6 +121,28 @@ class Run:
     def predictions(self) -> pd.DataFrame:
         "Reference and generated report of each test study with their labels, by study id (predictions.jsonl)."
         return _read_predictions(self.folder / "predictions.jsonl")
+
+# %% ../../nbs/09_training/05_run.ipynb #own-films
+def _with_own_films(table: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """The table of a bank, without the paths of images that are not of the run's own studies.
+
+    A path may name any film on this machine; a run that came from somewhere else must not put one on a page.
+    """
+    home = run.stage("vision_tokens").parent
+    try:
+        own = {(s.id, image) for s in run.studies for image in s.images}
+    except R2GenKGError:
+        own = set()
+    inside = os.path.join(os.path.realpath(home), "")
+
+    def kept(study: str, image: str) -> str:
+        beside = os.path.abspath(image).startswith(os.path.join(os.path.abspath(home), ""))
+        if beside:  # a link must not lead out of the folder
+            return image if os.path.realpath(image).startswith(inside) else ""
+        return image if (study, image) in own else ""
+
+    films = [kept(str(s), str(i)) for s, i in zip(table["study"], table["image"])]
+    return table.assign(image=films)
 
 # %% ../../nbs/09_training/05_run.ipynb #read_predictions
 _PREDICTED = ["reference", "hypothesis", "reference_labels", "hypothesis_labels"]
