@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from browser import open_page
 from tiny_demo import TINY
 
 COMMAND = str(Path(sys.executable).with_name("r2genkg"))
@@ -100,6 +102,39 @@ def test_demo_makes_everything(demo):
         and "https://" not in page
     )
     assert not list(demo.rglob("*.partial-*"))
+
+
+def test_demo_page_answers_in_order(demo):
+    """What was made and four numbers, six studies with marked sentences, then the rest; resumed or not."""
+    page = (demo / "index.html").read_text()
+    order = ["numbers", "studies", "scores", "mechanism", "graph", "tokens", "maps", "made", "next"]
+    places = [page.index(f'<h2 id="{anchor}"') for anchor in order]
+    assert places == sorted(places) and all(f'href="#{anchor}"' in page for anchor in order)
+    assert page.count('class="card"') == 4 and page.count('class="board"') == 6
+    assert "95 % interval" in page and "Grad-CAM, element-wise" in page
+    for svg in re.findall(r'href="(figures/[^"]+\.svg)"', page):
+        assert (demo / svg).is_file()
+    assert "made before" not in page and set(json.loads((demo / "stages.json").read_text())) >= {
+        "studies",
+        "m3kg",
+        "run: full",
+        "run: zero-KG",
+    }
+
+
+def test_demo_page_in_a_browser(demo):
+    with open_page(420, 900) as page:
+        page.goto((demo / "index.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 420
+        page.set_viewport_size({"width": 1200, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1200
+        sentence = page.locator("label.say").first
+        evidence = page.locator(".sentence").first
+        assert not evidence.is_visible()
+        sentence.click()
+        assert evidence.is_visible() and page.locator(".film img.at-1").first.is_visible()
+        page.keyboard.press("ArrowUp")  # back to the image alone
+        assert not evidence.is_visible() and not page.foreign
 
 
 def test_second_demo_changes_nothing(run, demo):
