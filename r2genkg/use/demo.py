@@ -288,8 +288,13 @@ def _summary(runs: Mapping[str, Run], pointing: pd.DataFrame | None) -> dict:
         "test studies": len(full.predictions),
     }
     numbers |= _score_summary(runs)
-    numbers |= audit_mechanism(full)
     return numbers if pointing is None else numbers | _pointing_summary(pointing)
+
+# %% ../../nbs/10_use/10_demo.ipynb #mechanism
+def _mechanism(run: Run) -> dict[str, float]:
+    "The measures of the audit, with their intervals; none for a run with neither retrieval nor a graph."
+    parts = run.model.prefix.parts
+    return audit_mechanism(run) if "attention_visual" in parts or "gcn_proj" in parts else {}
 
 # %% ../../nbs/10_use/10_demo.ipynb #print_stage
 def print_stage(result: StageResult) -> None:
@@ -318,7 +323,7 @@ def _show_results(
             footnote = "Positive labels of the test studies; tolerance of `near`: 15 pixels."
             write_table(_pointing_cells(pointing), "table2_pointing", tmp, footnote)
         _write_demo_page(runs, results, stages, figures, pointing, out / "index.html")
-        write_json(out / "summary.json", _summary(runs, pointing))
+        write_json(out / "summary.json", _summary(runs, pointing) | _mechanism(full))
         stamp(tmp, made_from)
 
 # %% ../../nbs/10_use/10_demo.ipynb #run-demo
