@@ -50,7 +50,7 @@ def test_faults_of_a_grid_file_are_named(tmp_path, text, word):
 
 
 def test_unknown_grid_lists_the_known_ones():
-    with pytest.raises(R2GenKGError, match="demo, paper, pruning, questions, small"):
+    with pytest.raises(R2GenKGError, match="cost, demo, grounding, pairs, paper, pruning, questions, small"):
         load_grid("nothing")
 
 
