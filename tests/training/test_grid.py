@@ -50,12 +50,17 @@ def test_faults_of_a_grid_file_are_named(tmp_path, text, word):
 
 
 def test_unknown_grid_lists_the_known_ones():
-    with pytest.raises(R2GenKGError, match="demo, paper, pruning, questions, small"):
+    with pytest.raises(
+        R2GenKGError, match="cost, demo, grounding, pairs, paper, pruning, questions, small"
+    ):
         load_grid("nothing")
 
 
 def test_shipped_grids():
-    assert set(grid_names()) == {"demo", "paper", "pruning", "questions", "small"}
+    mechanism = {"cost": 4, "grounding": 14, "pairs": 2}
+    assert set(grid_names()) == {"demo", "paper", "pruning", "questions", "small", *mechanism}
+    for name, variants in mechanism.items():
+        assert len(load_grid(name).variants) == variants and len(load_grid(name).seeds) == 3
     demo = load_grid("demo")
     assert (
         {"full", "zero-KG"} < {v.name for v in demo.variants}
