@@ -16,6 +16,7 @@ import yaml
 
 from ..core.files import R2GenKGError
 from .mimic_cxr import missing_of_physionet
+from .nih import missing_films
 from .readers import FORMATS, read_studies
 from .splits import hash_share
 from .study import Studies, Study
@@ -108,8 +109,11 @@ def _missing_parts(
         return missing_of_physionet(root, images)
     missing: list[str] = []
     if not _has_table(data, root):
-        missing.append(f"the table of reports ({' or '.join(data.tables)})")
+        missing.append(f"the table of reports or labels ({' or '.join(data.tables)})")
     folder = _image_folder(data, root, images)
+    if data.name == "nih" and folder is not None and folder.is_dir():
+        why = missing_films(folder)
+        return missing + ([why] if why else [])
     beside = root.is_dir() and next(root.glob("*.png"), None)  # Open-i: images beside the reports
     if folder is None and not beside:
         missing.append(f"the images (folder {data.images}, or give --images)")

@@ -83,7 +83,7 @@ def test_prepare_nih_says_what_is_missing(nih_folder, tmp_path):
         read_data_set("nih", tmp_path)
     for film in (nih_folder / "images_001" / "images").iterdir():
         film.unlink()
-    with pytest.raises(R2GenKGError, match="no film"):
+    with pytest.raises(R2GenKGError, match="no .png in the folder"):
         read_data_set("nih", nih_folder)
     (nih_folder / "images_001.tar.gz").write_bytes(b"")
     with pytest.raises(R2GenKGError, match="still packed.*tar -xzf"):
