@@ -45,6 +45,7 @@ from ..data.readers import read_studies
 from .train import train
 from ..vision.vision_tokens import VisionTokens, extract_tokens
 from ..vision.classifier_training import train_classifier
+from .cards import write_cards
 from .run import write_stages
 
 # %% ../../nbs/09_training/08_stages.ipynb #stage
@@ -295,6 +296,7 @@ def make_run(config: Config, paths: dict[str, Path], out: Path, work: Path) -> s
     free_memory()  # the run is read anew for its scores: two language models would not fit
     write_stages(out, paths)
     scores = evaluate(out, data, work)["scores"]
+    write_cards(out, paths["studies"] / "studies.parquet")
     return f"CE F1 {scores[MAIN_SCORE]:.3f} (micro), BLEU-4 {scores['BLEU-4']:.3f}"
 
 # %% ../../nbs/09_training/08_stages.ipynb #stages
