@@ -50,9 +50,10 @@ _LIMITS = """\
 - Research software. It is no medical device, and no report of it is for a patient.
 - The scores hold for the test studies named here. Other machines, hospitals and languages were not tried.
 - Labels in the scores are read from reports by rules, which make mistakes; the README names their measured agreement.
-- A generated report may state what is not in the image. A score close to that of the baselines means that it was not read
-  from the image.
-- The model may repeat sentences of its training reports. Where these may not be published, neither may the weights."""
+- A generated report may state what is not in the image. A score close to that of the baselines means that it was not
+  read from the image.
+- The model may repeat sentences of its training reports. Where these may not be published,
+  neither may the weights."""
 
 
 def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
@@ -61,13 +62,13 @@ def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
     images = "drawn phantoms: it says nothing about patients" if drawn else "the user's own files"
     lines = [
         f"# Model card: {config.name}",
-        f"\nReport generator made by r2genkg {__version__} (R2GenKG, arXiv 2508.03426). It learnt from {images}.",
+        f"\nReport generator made by r2genkg {__version__} (arXiv 2508.03426). It learnt from {images}.",
         "\n## What it is\n",
         f"- Language model: {config.llm.name} ({config.llm.adapter}); vision: {config.classifier.backbone}",
-        f"- Graph: {config.graph.annotator} annotations, scales of {', '.join(map(str, config.scales.sizes))} nodes",
+        f"- Graph: by {config.graph.annotator}, scales of {', '.join(map(str, config.scales.sizes))} nodes",
         f"- Training: {config.train.epochs:g} epochs, batch {config.train.batch_size}, seed {config.train.seed}",
         "- All settings: `config.yaml`. Data: `DATA_CARD.md`.",
-        f"\n## What it scores\n\n{metrics['test_studies']} test studies, section {config.studies.section}, one seed.\n",
+        f"\n## What it scores\n\n{metrics['test_studies']} test studies, {config.studies.section}, one seed.\n",
         *_score_rows(metrics),
         f"\n## Limits\n\n{_LIMITS}\n",
     ]
@@ -103,13 +104,13 @@ def data_card(config: Config, studies: Sequence[Study]) -> str:
     lines = [
         f"# Data card: {config.name}\n",
         f"- Source: {sources}. Licence: {_licence(config)}",
-        f"- {len(studies):,} studies of {patients:,} patients (or studies, where patients are not named), {films:,} films",
+        f"- {len(studies):,} studies of {patients:,} patients (where they are named), {films:,} films",
         f"- Split: {sizes['train']:,} train, {sizes['val']:,} val, {sizes['test']:,} test",
         f"- Text: {config.studies.section}, cleaned by the rules {config.studies.cleaning!r}",
         f"- Graph from: {', '.join(config.graph.corpora)}; never a validation or test report",
         "\n## Positive labels\n",
         *_label_rows(studies),
-        "\nFill in before you publish: where and when the films were taken, by which machines, of which patients, and who "
+        "\nFill in before you publish: where and when the films were taken, of which patients, and who "
         "allowed their use.\n",
     ]
     return "\n".join(lines)

@@ -191,10 +191,9 @@ paying twice."""
     from r2genkg.extraction.annotate import annotate_file
     from r2genkg.extraction.llm_annotator import annotate_file_with_llm
 
-    if out is None:
-        if not dry_run:
-            raise typer.BadParameter("needed; only --dry-run goes without", param_hint="--out")
-        out = Path("annotations.jsonl")  # answers of earlier runs beside it would count
+    if out is None and not dry_run:
+        raise typer.BadParameter("needed; only --dry-run goes without", param_hint="--out")
+    out = out or Path("annotations.jsonl")  # answers of earlier runs beside it count
     check_output_path(out, studies)
     kind, _, spec = annotator.partition(":")
     options = {
