@@ -7,7 +7,7 @@ OUT    ?= demo_out
 READY  := $(VENV)/.r2genkg-ready
 CODE   := r2genkg tests benchmarks scripts
 
-.PHONY: demo test setup lint format export notebooks browser badges map readme lock clean help
+.PHONY: demo test setup lint format export notebooks browser badges map readme docs lock clean help
 
 demo: $(READY)  ## the whole pipeline on embedded data, into $(OUT)
 	$(BIN)/r2genkg demo --out $(OUT)
@@ -50,6 +50,11 @@ map: export  ## the map of chapters, the links between notebooks, the drawing of
 readme:  ## nbs/index.ipynb -> README.md
 	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb | sed "s|](\.\./|](|g" > README.md   # links from the root, not from nbs/
 
+docs: $(VENV)/.r2genkg-docs  ## the documentation site, into _docs/site
+	PYTHONPATH=. $(BIN)/python scripts/make_docs.py
+	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python scripts/make_docs.py --check-links
+
 lock:  ## write the tested versions
 	$(BIN)/pip freeze --exclude-editable | grep -vE '@|^(nvidia|cuda|triton|llm|llama)' | sed 's/$$/ ; python_version >= "3.11"/' > requirements.lock
 
@@ -59,8 +64,13 @@ $(READY): settings.ini setup.py requirements.lock
 	PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[train,app,llm,smollm2,dev]'
 	touch $@
 
+$(VENV)/.r2genkg-docs: settings.ini setup.py requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[docs]'
+	touch $@
+
 clean:  ## remove build products, not the environment
-	rm -rf build dist *.egg-info demo_out .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist *.egg-info demo_out _docs .pytest_cache .ruff_cache .mypy_cache
 
 help:
 	@grep -hE '^[a-z]+:.*##' Makefile | sed 's/:.*##/  /'

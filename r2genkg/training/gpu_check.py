@@ -9,6 +9,7 @@ __all__ = ['SWIN_B_SIZES', 'CheckSizes', 'paper_sizes', 'random_model', 'measure
 import copy, json, tempfile, time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -336,16 +337,16 @@ def check_gpu(
     sizes, device, start = sizes or paper_sizes(), best_device(), time.monotonic()
     until, found = start + 60 * minutes, _machine(sizes or paper_sizes(), best_device())
     model = random_model(sizes, device)
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "without checkpointing": lambda: _measure_steps(model, sizes, device, False),
-        "with checkpointing": lambda: _measure_steps(model, sizes, device, True),
-        "beam search": lambda: _measure_writing(model, sizes, device),
-        "resumed step": lambda: _measure_resuming(model, sizes, device),
+    parts: dict[str, Callable[..., dict[str, Any]]] = {
+        "without checkpointing": partial(_measure_steps, checkpointing=False),
+        "with checkpointing": partial(_measure_steps, checkpointing=True),
+        "beam search": _measure_writing,
+        "resumed step": _measure_resuming,
     }
     for name, part in parts.items():
-        found[name] = _in_time(part, until)
+        found[name] = _in_time(partial(part, model, sizes, device), until)
         echo(f"{name}: {json.dumps(found[name])}")
-    del model, parts, part
+    del model
     free_memory()
-    found["two cards"] = _in_time(lambda: _two_cards(sizes, device), until)
+    found["two cards"] = _in_time(partial(_two_cards, sizes, device), until)
     return found | {"minutes": round((time.monotonic() - start) / 60, 2)}
