@@ -13,6 +13,7 @@ from pathlib import Path
 from ..core.files import R2GenKGError
 from .splits import hash_split, read_split_ids, report_key
 from .study import ReadReport, Studies, Study
+from .tabular import check_study_id
 
 # %% ../../nbs/01_data/09_collecting.ipynb #no-text
 #: The words of what stands in the place of findings that nobody wrote ("N/A", "None.", "___").
@@ -22,17 +23,6 @@ _NO_TEXT = {(), ("n", "a"), ("na",), ("none",), ("null",), ("nil",), ("nan",)}
 def _is_written(text: str) -> bool:
     "Whether somebody wrote this section."
     return tuple(re.findall(r"[^\W_]+", text.lower())) not in _NO_TEXT
-
-# %% ../../nbs/01_data/09_collecting.ipynb #check-id
-def _check_id(id: str, seen: set[str], where: str) -> None:
-    "Raise `R2GenKGError` for an empty, a repeated or a path-like id; add it to `seen`."
-    if not id:
-        raise R2GenKGError(f"{where}: a study without an id")
-    if re.search(r"[/\\]|^\.", id) or len(id) > 200:
-        raise R2GenKGError(f"{where}: id {id[:80]!r} cannot be a file name")
-    if id in seen:
-        raise R2GenKGError(f"{where}: study id {id!r} is there twice; ids must differ")
-    seen.add(id)
 
 # %% ../../nbs/01_data/09_collecting.ipynb #_assign
 def _assign_split(
@@ -87,7 +77,7 @@ def collect(
     for record in map(dict, records):
         where, drop = record.pop("where", report.source), record.pop("drop", "")
         report.read += 1
-        _check_id(record["id"], seen, where)
+        check_study_id(record["id"], seen, where)
         if not record.get("images"):
             report.noted["without images"] += 1
         if not _clear_unwritten(record, parts) and text_needed:

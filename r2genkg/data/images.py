@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image, ImageOps
 
-from ..core.files import R2GenKGError
+from ..core.files import R2GenKGError, private_folder
 from ..core.runtime import progress
 from ..core.stamps import fingerprint
 from .dicom import DoubtfulFilm, read_dicom
@@ -229,7 +229,7 @@ class ImageCache:
         "Decode what is missing. Gives the row of each path in `pixels`, (len(paths),)."
         keys = [image_key(path) for path in paths]
         if any(key not in self._rows for key in keys):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            private_folder(self.folder)
             with FileLock(self.folder / f"lock-{self.size}"):
                 self._open()
                 wanted = dict(zip(keys, paths, strict=True))

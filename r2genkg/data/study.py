@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core.files import R2GenKGError, atomic_path
 from .splits import SPLITS
-from .tabular import join_image, listed
+from .tabular import check_study_id, join_image, listed
 
 # %% ../../nbs/01_data/02_study.ipynb #labels
 #: The 14 CheXpert observations in the reference's order (AM_MRG, SwinCheX).
@@ -214,10 +214,11 @@ def _read_meta(table: Any, path: str | Path) -> dict:
     return meta if isinstance(meta, dict) else {}
 
 # %% ../../nbs/01_data/02_study.ipynb #row-to-study
-def _row_to_study(row: dict, home: str, absolute: bool, where: str) -> Study:
+def _row_to_study(row: dict, home: str, absolute: bool, where: str, seen: set[str]) -> Study:
     "The study of a row. Full paths of images stay as they are if `absolute`, else they must lie in `home`."
     if None in (row["id"], row["findings"], row["images"]):
         raise R2GenKGError(f"{where}: id, images or findings is null")
+    check_study_id(row["id"], seen, where)
     images = [
         name if absolute and os.path.isabs(name) else join_image(home, name, where)
         for name in row["images"]
@@ -240,8 +241,9 @@ def load_studies(
         reason = str(e).splitlines()[0]
         raise R2GenKGError(f"{path}: columns of other types: {reason}") from None
     home = str(image_root or Path(path).parent)
+    seen = set[str]()
     studies = [
-        _row_to_study(row, home, image_root is None, f"{path}: row {i}")
+        _row_to_study(row, home, image_root is None, f"{path}: row {i}", seen)
         for i, row in enumerate(rows)
     ]
     return Studies(studies, ReadReport(str(path), len(studies)), _read_meta(table, path))

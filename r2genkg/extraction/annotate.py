@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['Annotator', 'register_annotator', 'check_annotator', 'get_annotator', 'warn_of_losses', 'iter_annotations',
-           'annotate', 'annotate_file']
+           'annotate_chunk', 'workers_for', 'annotate', 'annotate_file']
 
 # %% ../../nbs/04_extraction/02_annotate.ipynb #imports
 import importlib, logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ..core.files import R2GenKGError
+from ..core.pool import in_chunks, map_chunks, worker_count
 from ..core.runtime import progress
 from ..data.annotation import SentenceAnnotation
 from ..data.readers import read_texts
 from ..data.tabular import plain_text
-from .annotation_files import save_annotations
+from .annotation_files import annotation_line, save_annotations, write_lines
 from ..text.rules import RulesAnnotator
 from ..text.language import english_sentences, warn_of_languages
 
@@ -134,31 +136,74 @@ def _report_losses(annotator: str | Annotator, engine: Annotator) -> None:
         warn_of_losses(name, counts)
 
 # %% ../../nbs/04_extraction/02_annotate.ipynb #iter_annotations
-def iter_annotations(
-    reports: Iterable[tuple[str, str]],  # (id, text), may be a stream
-    annotator: str | Annotator = "rules",
-    cache: int = 50_000,  # distinct sentences remembered
-    batch: int = 64,  # reports handed to the annotator at once
+#: Distinct sentences that are remembered.
+_CACHE = 50_000
+_Known = OrderedDict[str, SentenceAnnotation]  # by sentence, in the order of their last use
+
+
+def _annotate_stream(
+    reports: Iterable[tuple[str, str]], engine: Annotator, known: _Known, cache: int, batch: int
 ) -> Iterator[tuple[str, list[SentenceAnnotation]]]:
-    """Annotate a stream of reports, in order, in bounded memory (paper, Figure 2, step 1).
+    """Annotate a stream in batches; at most `cache` sentences stay in `known`.
 
     A report that is not English gets no sentences; how many these are is logged.
     """
-    engine, stream, foreign = get_annotator(annotator), iter(reports), 0
-    known: OrderedDict[str, SentenceAnnotation] = OrderedDict()
+    stream, foreign = iter(reports), 0
     while chunk := [_read_report(id, text) for id, text in islice(stream, batch)]:
         foreign += sum(not report.is_english for report in chunk)
         yield from _annotate_batch(chunk, engine, known)
         while len(known) > cache:
             known.popitem(last=False)
-    _report_losses(annotator, engine)
     warn_of_languages(foreign, "annotations")
 
+
+def iter_annotations(
+    reports: Iterable[tuple[str, str]],  # (id, text), may be a stream
+    annotator: str | Annotator = "rules",
+    cache: int = _CACHE,  # distinct sentences remembered
+    batch: int = 64,  # reports handed to the annotator at once
+) -> Iterator[tuple[str, list[SentenceAnnotation]]]:
+    "Annotate a stream of reports, in order, in bounded memory (paper, Figure 2, step 1)."
+    engine = get_annotator(annotator)
+    yield from _annotate_stream(reports, engine, OrderedDict(), cache, batch)
+    _report_losses(annotator, engine)
+
+# %% ../../nbs/04_extraction/02_annotate.ipynb #annotate-chunk
+@lru_cache(maxsize=1)
+def _own_engine(annotator: str) -> tuple[Annotator, _Known]:
+    "The annotator of this process, and the sentences that it remembers."
+    return get_annotator(annotator), OrderedDict()
+
+
+def annotate_chunk(
+    reports: Sequence[tuple[str, str]],  # (id, text)
+    annotator: str = "rules",
+) -> Iterator[tuple[str, list[SentenceAnnotation]]]:
+    "`iter_annotations` for one chunk of many: what this process read before is remembered."
+    engine, known = _own_engine(annotator)
+    return _annotate_stream(reports, engine, known, _CACHE, 64)
+
+
+def workers_for(annotator: str | Annotator, wanted: int, reports: int) -> int:
+    "How many processes annotate; other annotators than the rules hold a model, a file or a server: one process."
+    return worker_count(wanted, reports) if annotator == "rules" else 1
+
+
+def _annotated_lines(reports: Sequence[tuple[str, str]], annotator: str) -> list[str]:
+    "The lines of a chunk, as `save_annotations` writes them."
+    return [annotation_line(id, found) for id, found in annotate_chunk(reports, annotator)]
+
 # %% ../../nbs/04_extraction/02_annotate.ipynb #annotate
+def _annotated_chunk(reports: Sequence[tuple[str, str]]) -> list[list[SentenceAnnotation]]:
+    "Annotated sentences of the reports of a chunk by the rules, in a worker process."
+    return [sentences for _, sentences in annotate_chunk(reports)]
+
+
 def annotate(
     texts: Iterable[str],  # reports
     annotator: str
     | Annotator = "rules",  # rules | replay:FILE | model:DIR | llm:MODEL, or an object
+    workers: int = 1,  # processes, for the rules; 0: all cores
 ) -> list[list[SentenceAnnotation]]:
     """Annotated sentences of each report (paper, Figure 2, step 1).
 
@@ -172,8 +217,12 @@ def annotate(
     """
     if isinstance(texts, str):
         raise R2GenKGError("texts: give a list of reports, not a str")
-    reports = (("", text) for text in texts)
-    return [sentences for _, sentences in iter_annotations(reports, annotator)]
+    reports = [("", text) for text in texts]
+    workers = workers_for(annotator, workers, len(reports))
+    if workers == 1:
+        return [sentences for _, sentences in iter_annotations(reports, annotator)]
+    parts = map_chunks(_annotated_chunk, in_chunks(reports), workers)
+    return [sentences for part in parts for sentences in part]
 
 # %% ../../nbs/04_extraction/02_annotate.ipynb #annotate_file
 def annotate_file(
@@ -182,9 +231,18 @@ def annotate_file(
     annotator: str = "rules",
     section: str = "findings",  # of the reports
     sample: int = 0,  # the first reports only; 0: all
+    workers: int = 1,  # processes, for the rules; 0: all cores
 ) -> dict[str, Any]:  # number of reports, file
     "Annotate the reports of a file of studies into a file of annotations."
     texts = read_texts(studies, section, sample)
-    annotated = progress(iter_annotations(texts, annotator), "annotating", len(texts))
-    save_annotations(out, annotated)
+    workers = workers_for(annotator, workers, len(texts))
+    if workers == 1:
+        annotated = progress(iter_annotations(texts, annotator), "annotating", len(texts))
+        save_annotations(out, annotated)
+    else:
+        parts = map_chunks(
+            partial(_annotated_lines, annotator=annotator), in_chunks(texts), workers
+        )
+        lines = progress(chain.from_iterable(parts), "annotating", len(texts))
+        write_lines(out, lines)
     return {"reports": len(texts), "file": str(out)}

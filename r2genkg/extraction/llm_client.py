@@ -6,7 +6,7 @@
 __all__ = ['CallFailed', 'Reply', 'LLMClient']
 
 # %% ../../nbs/04_extraction/07_llm_client.ipynb #code-2
-import asyncio, json, logging, math, os, re, time
+import asyncio, base64, json, logging, math, os, re, time
 from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -62,12 +62,35 @@ def _retry_after(headers: Any) -> float | None:
     return max(0.0, seconds)
 
 # %% ../../nbs/04_extraction/07_llm_client.ipynb #redact
+def _spellings(key: str) -> list[str]:
+    "Texts that give a key away: eight of its characters in a row, and what base64 makes of it at any offset."
+    width = min(8, len(key))
+    found = [key[i : i + width] for i in range(len(key) - width + 1)]
+    for offset in range(3):
+        coded = base64.b64encode(b" " * offset + key.encode()).decode()
+        core = coded[4:-4] if offset else coded[:-4]
+        found += [core[i : i + 12] for i in range(0, max(len(core) - 11, 1), 4) if len(core) >= 8]
+    found += [
+        text.replace("+", "-").replace("/", "_") for text in found if "+" in text or "/" in text
+    ]
+    return [*found, *(text.encode().hex() for text in found[:1])]
+
+
+#: Keys as they usually look, and words in which something is masked.
+_KEY_LIKE = re.compile(r"(?i)\bsk-[\w*.\-\u2026]+|bearer\s+\S+|basic\s+[\w+/=]{8,}")
+_MASKED = re.compile(r"\S*(?:[*\u2022xX]{3,}|\.{3}|\u2026)\S*")
+
+
 def _redact(text: str, key: str = "") -> str:
-    "`text` in one line of bounded length, without the API key or anything that looks like one."
+    "`text` in one line of bounded length, without the API key, parts or codes of it, or anything that looks like one."
+    text = _KEY_LIKE.sub("[key]", " ".join(text.split()))
     if key:
-        text = text.replace(key, "[key]")
-    text = re.sub(r"(?i)\bsk-[\w*.-]+|bearer\s+\S+", "[key]", text)
-    return " ".join(text.split())[:300]
+        ends = (key[:4], key[-4:])
+        text = _MASKED.sub(lambda m: "[key]" if any(e in m[0] for e in ends) else m[0], text)
+        telling = _spellings(key)
+        words = ("[key]" if any(t in word for t in telling) else word for word in text.split(" "))
+        text = " ".join(words)
+    return text[:300]
 
 # %% ../../nbs/04_extraction/07_llm_client.ipynb #without_refused
 _FORMAT_WORDS = re.compile(r"response_format|json_schema|json schema|structured|grammar|guided")

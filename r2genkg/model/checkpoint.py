@@ -20,7 +20,7 @@ from torch import nn
 
 from ..core.config import Config, load_config
 from ..core.files import R2GenKGError, atomic_path
-from ..core.weights import load_tensors, meta_json
+from ..core.weights import load_tensors, meta_json, trusted
 from ..data.study import LABELS
 from ..kg.scales import ScaleGraph, load_scales, save_scales
 from ..vision.vision_tokens import VisionTokens, token_places
@@ -168,9 +168,11 @@ def _load_llm(folder: Path, config: Config, device: str, home: str) -> tuple[nn.
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder / "tokenizer", **trusted(folder / "tokenizer")
+        )
         if (folder / "llm").is_dir():
-            llm = AutoModelForCausalLM.from_pretrained(folder / "llm")
+            llm = AutoModelForCausalLM.from_pretrained(folder / "llm", **trusted(folder / "llm"))
             return (llm if config.llm.adapter == "full" else llm.requires_grad_(False)), tokenizer
         if config.llm.name == "scratch":
             raise R2GenKGError(

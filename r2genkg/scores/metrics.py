@@ -6,7 +6,7 @@
 __all__ = ['Evaluation', 'evaluate_reports']
 
 # %% ../../nbs/08_scores/05_metrics.ipynb #code-2
-import warnings
+import sys, warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -77,20 +77,24 @@ class Evaluation:
         return self.scores | {f"settings/{key}": value for key, value in self.settings.items()}
 
 # %% ../../nbs/08_scores/05_metrics.ipynb #_label
-def _label(refs: list[str], hypos: list[str], labeler: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _label(
+    refs: list[str], hypos: list[str], labeler: Any, workers: int = 1
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Label tables of both sides; every distinct text is labeled once."
     from r2genkg.text.labels import label_reports
 
     distinct = list(dict.fromkeys(refs + hypos))
-    table = label_reports(distinct, labeler=labeler).set_axis(distinct)
+    table = label_reports(distinct, labeler, workers).set_axis(distinct)
     return table.loc[refs].reset_index(drop=True), table.loc[hypos].reset_index(drop=True)
 
 
-def _annotate(refs: list[str], hypos: list[str], annotator: Any) -> tuple[list, list]:
+def _annotate(
+    refs: list[str], hypos: list[str], annotator: Any, workers: int = 1
+) -> tuple[list, list]:
     "Annotated sentences of both sides; every distinct sentence is annotated once."
     from r2genkg.extraction.annotate import annotate
 
-    found = annotate(refs + hypos, annotator=annotator)
+    found = annotate(refs + hypos, annotator, workers)
     return found[: len(refs)], found[len(refs) :]
 
 # %% ../../nbs/08_scores/05_metrics.ipynb #name
@@ -102,17 +106,23 @@ def _name(source: Any) -> str:
 
 
 def _label_tables(
-    refs: list[str], hypos: list[str], labels: Any
+    refs: list[str], hypos: list[str], labels: Any, workers: int = 1
 ) -> tuple[tuple[pd.DataFrame, pd.DataFrame], str]:
     "Label tables of both sides, and the rule of their No Finding; given tables count as CheXbert's."
     from r2genkg.text.labels import get_labeler
 
     if isinstance(labels, tuple):
         return labels, "chexbert"
-    labeler = get_labeler(labels)
-    return _label(refs, hypos, labeler), getattr(labeler, "no_finding", "chexbert")
+    rule = getattr(get_labeler(labels), "no_finding", "chexbert")
+    return _label(refs, hypos, labels, workers), rule
 
 # %% ../../nbs/08_scores/05_metrics.ipynb #evaluate_reports
+def _note_step(texts: Sequence[str], step: str) -> None:
+    "Say on standard error what is being scored, where it takes minutes."
+    if len(texts) >= 2_000:
+        print(f"scoring {len(texts):,} pairs: {step}", file=sys.stderr, flush=True)
+
+
 def evaluate_reports(
     refs: Sequence[str],  # reference reports
     hypos: Sequence[str],  # generated reports, in the same order
@@ -124,6 +134,7 @@ def evaluate_reports(
     m3kg: M3KG | None = None,  # the graph, for hallucination through it
     source: str = "",  # corpus, e.g. iu-xray, whose CE carries a warning
     radeval: Sequence[str] = (),  # names of RadEval's metrics, where that extra is installed
+    workers: int = 1,  # processes for labels and annotations by rules; 0: all cores
     **cut: Any,  # family, corpus, tokenizer, ptb of `prepare_texts`
 ) -> Evaluation:
     "All scores of generated reports: NLG, collapse, every CE variant, graph scores."
@@ -131,6 +142,7 @@ def evaluate_reports(
     settings = {"cleaning": cleaning, "mode": mode}
     if mode == "family":
         settings["family"] = cut.get("family", "r2gen")
+    _note_step(refs, "words and phrases (BLEU, METEOR, ROUGE-L, CIDEr)")
     scores, stats = nlg_stats(refs, hypos, cleaning, mode, meteor, **cut)
     scores |= _collapse_scores(refs, hypos)
     found: dict[str, StudyStats] = {}
@@ -138,12 +150,14 @@ def evaluate_reports(
         settings["labels"] = _name(labels)
         if warning := ce_warning(source):
             settings["ce_warning"] = warning
-        (known, written), rule = _label_tables(refs, hypos, labels)
+        _note_step(refs, "labels")
+        (known, written), rule = _label_tables(refs, hypos, labels, workers)
         found |= ce_stats(known, written, no_finding=rule)
     if annotations is not None:
         settings["annotations"] = _name(annotations)
         if not isinstance(annotations, tuple):
-            annotations = _annotate(refs, hypos, annotations)
+            _note_step(refs, "entities and relations")
+            annotations = _annotate(refs, hypos, annotations, workers)
         known, written = annotations
         found |= graph_score_stats(known, written, m3kg)
     scores |= {key: stat.total() for key, stat in found.items()}

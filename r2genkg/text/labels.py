@@ -6,16 +6,12 @@
 __all__ = ['RulesLabeler', 'Labeler', 'get_labeler', 'label_reports', 'with_labels']
 
 # %% ../../nbs/03_text/09_labels.ipynb #code-2
+import re, pandas as pd, yaml
 from dataclasses import replace
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol
-
-import pandas as pd
-import yaml
-
 from .negation import Flags, assertions
 from ..data.study import LABELS, Study
 from ..core.files import R2GenKGError
@@ -24,6 +20,7 @@ from .lexicon import Term, find_phrases, load_lexicon, phrase_table, words_of
 from .sentences import tokenize
 from ..data.collecting import _NO_TEXT
 from ..data.tabular import plain_text
+from ..core.pool import in_chunks, map_chunks, worker_count
 
 # %% ../../nbs/03_text/09_labels.ipynb #mention
 class _Mention(NamedTuple):
@@ -309,10 +306,17 @@ def get_labeler(
     return CheXbert.load(path)
 
 # %% ../../nbs/03_text/09_labels.ipynb #label_reports
+def _label_chunk(reports: Sequence[str], labeler: str) -> list:
+    "Labels of the reports of a chunk, in a worker process."
+    engine = _rules_labeler(labeler.partition(":")[2] or "chexbert")
+    return [engine.label(report) for report in reports]
+
+
 def label_reports(
     texts: Iterable[str],  # reports
     labeler: str
     | Labeler = "rules",  # rules | rules:chexpert | chexbert:FILE, or an object with `.label_all`
+    workers: int = 1,  # processes, for the rules; 0: all cores
 ) -> pd.DataFrame:
     """The 14 CheXpert labels of each report, one column per label.
 
@@ -326,7 +330,14 @@ def label_reports(
     if isinstance(texts, str):
         raise R2GenKGError("texts: give a list of reports, not a str")
     reports = [plain_text(text, f"report {n}") for n, text in enumerate(texts)]
-    rows = get_labeler(labeler).label_all(reports)
+    by_rules = labeler in ("rules", *(f"rules:{name}" for name in _NO_FINDING_RULES))
+    workers = worker_count(workers, len(reports)) if by_rules else 1
+    if workers == 1:
+        rows = get_labeler(labeler).label_all(reports)
+    else:
+        parts = map_chunks(partial(_label_chunk, labeler=labeler), in_chunks(reports), workers)
+        rows = [row for part in parts for row in part]
+        _warn_of_languages([t for t, row in zip(reports, rows) if not row and t.strip()])
     return pd.DataFrame(rows, columns=list(LABELS), dtype=float)
 
 # %% ../../nbs/03_text/09_labels.ipynb #with-labels

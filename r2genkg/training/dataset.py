@@ -281,7 +281,7 @@ def _cached_features(
     path = folder / f"features-{name}.npy"
     with FileLock(path.with_suffix(".lock")):  # of several processes the first encodes
         if not path.is_file():
-            with atomic_path(path) as tmp:
+            with atomic_path(path, private=True) as tmp:
                 _encode_views(model, images, len(views), tmp)
     try:
         return torch.from_numpy(np.load(path, mmap_mode="c"))

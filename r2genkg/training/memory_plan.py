@@ -7,14 +7,13 @@ __all__ = ['KNOWN_SHAPES', 'GIB', 'SWIN_B', 'LLMShape', 'llm_shape', 'prefix_par
            'study_tokens', 'cache_bytes', 'trained_parameters', 'memory_plan', 'fitting_configs', 'memory_advice']
 
 # %% ../../nbs/09_training/00_memory_plan.ipynb #code-2
+import torch
 from dataclasses import dataclass
 from functools import lru_cache
-
-import torch
-
 from ..core.config import Config, LLMConfig, ModelConfig, override
 from ..model.prefix_parts import build_parts
 from ..model.llm import explain_load_error, find_gguf
+from ..core.weights import trusted
 
 # %% ../../nbs/09_training/00_memory_plan.ipynb #llmshape
 @dataclass(frozen=True, slots=True)
@@ -88,9 +87,11 @@ def _shape_from_file(name: str) -> LLMShape:
     gguf = find_gguf(name)
     try:
         if gguf:
-            found = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            found = AutoConfig.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, **trusted(gguf.parent)
+            )
         else:
-            found = AutoConfig.from_pretrained(name)
+            found = AutoConfig.from_pretrained(name, **trusted(name))
     except Exception as e:
         raise explain_load_error(name, e) from None
     text = found.get_text_config()  # of a model that also reads images or sound

@@ -13,33 +13,58 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..core.config import Config
-from ..core.files import R2GenKGError, atomic_path
-from ..core.stamps import is_current, stamp, stamp_of
+from ..core.files import R2GenKGError, atomic_path, private_folder, settle
+from ..core.stamps import stamp, stamp_of
 from ..data.study import check_images, load_studies
 from ..kg.scales import load_scales
 from .evaluate import evaluate
 from .preflight import check_models, check_splits, check_widths, preflight
 from .run import Run
-from .stages import STAGES, Stage, StageResult, stage_hash, training_data
+from r2genkg.training.stages import (
+    STAGES,
+    Stage,
+    StageResult,
+    changed_formats,
+    found_hash,
+    stage_hash,
+    stage_parts,
+    training_data,
+)
 from .train import train
 
 # %% ../../nbs/09_training/09_pipeline.ipynb #run-stage
 def _run_stage(
-    stage: Stage, config: Config, done: Mapping[str, StageResult], roots: Sequence[Path]
+    stage: Stage,
+    config: Config,
+    done: Mapping[str, StageResult],
+    roots: Sequence[Path],
+    remake: bool,
 ) -> StageResult:
     "Make a stage in `roots[0]`, or find it up to date in one of the roots."
-    made_from = stage_hash(stage, config, done)
     for root in roots:
-        if is_current(root / stage.name, made_from):
-            return StageResult(stage.name, root / stage.name, made_from, "up to date", None)
+        settle(root / stage.name)
+        if found := found_hash(stage, config, done, root / stage.name):
+            return StageResult(stage.name, root / stage.name, found, "up to date", None)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and stage.name != "run":
         raise R2GenKGError(
             f"{roots[0]}: stage {stage.name} is not up to date; one process makes it: "
             "run `r2genkg train --upto vision_tokens` with the same options first"
         )
+    if not remake:
+        _refuse_new_format(roots[0])
     if int(os.environ.get("RANK", 0)):
-        return _train_beside(stage, config, done, roots[0], made_from)
-    return _make_stage(stage, config, done, roots[0], made_from)
+        return _train_beside(stage, config, done, roots[0])
+    return _make_stage(stage, config, done, roots[0])
+
+
+def _refuse_new_format(root: Path) -> None:
+    "Raise `R2GenKGError` where a trained run would be replaced because this version makes a stage differently."
+    changed = changed_formats(root)
+    if changed and (root / "run" / "knowledge.safetensors").is_file():
+        raise R2GenKGError(
+            f"{root}: holds a trained run, and this version of r2genkg makes something else of {', '.join(changed)}; "
+            "keep the run and choose another --out, or give --remake to train it again"
+        )
 
 # %% ../../nbs/09_training/09_pipeline.ipynb #paths
 def _paths(done: Mapping[str, StageResult]) -> dict[str, Path]:
@@ -53,16 +78,18 @@ def _work(stage: Stage, root: Path, made_from: str) -> Path:
 
 # %% ../../nbs/09_training/09_pipeline.ipynb #make-stage
 def _make_stage(
-    stage: Stage, config: Config, done: Mapping[str, StageResult], root: Path, made_from: str
+    stage: Stage, config: Config, done: Mapping[str, StageResult], root: Path
 ) -> StageResult:
     "Make a stage under a temporary name, stamp it and move it into place."
+    made_from = stage_hash(stage, config, done)
     start, out, work = time.perf_counter(), root / stage.name, _work(stage, root, made_from)
     if stage.name == "run":
         _warn_of_other_trainings(work)
+    private_folder(root / ".work")  # decoded images, texts, checkpoints
     with atomic_path(out) as tmp:
         tmp.mkdir(parents=True)
         note = stage.make(config, _paths(done), tmp, work)
-        stamp(tmp, made_from)
+        stamp(tmp, made_from, **stage_parts(stage, config, done))
     shutil.rmtree(work, ignore_errors=True)  # a whole stage needs nothing of it
     return StageResult(stage.name, out, made_from, note, time.perf_counter() - start)
 
@@ -79,10 +106,10 @@ def _warn_of_other_trainings(work: Path) -> None:
 
 # %% ../../nbs/09_training/09_pipeline.ipynb #_train_beside
 def _train_beside(
-    stage: Stage, config: Config, done: Mapping[str, StageResult], root: Path, made_from: str
+    stage: Stage, config: Config, done: Mapping[str, StageResult], root: Path
 ) -> StageResult:
     "The last stage in every process but the first of `accelerate launch`: it trains along and saves nothing."
-    out = root / stage.name
+    out, made_from = root / stage.name, stage_hash(stage, config, done)
     train(config, training_data(_paths(done)), out, _work(stage, root, made_from))
     return StageResult(stage.name, out, made_from, "saved by the first process", None)
 
@@ -110,17 +137,27 @@ def _alone(root: Path) -> Iterator[None]:
     if int(os.environ.get("RANK", 0)):
         yield
         return
+    lock = root / ".lock"
     try:
-        with FileLock(root / ".lock", timeout=0):
+        with FileLock(lock, timeout=0):
             try:
                 yield
             finally:  # while it is held, so that nobody takes a file that is about to go
                 with contextlib.suppress(OSError):
-                    (root / ".lock").unlink()
+                    lock.unlink()
     except Timeout:
         raise R2GenKGError(
-            f"{root}: another run is working in this folder; wait for it or choose another --out"
+            f"{root}: another run is working in this folder{_holder(lock)}; wait for it or choose another --out"
         ) from None
+
+
+def _holder(lock: Path) -> str:
+    "Who holds a lock, where the file says so: file systems without locks get a file with process and machine."
+    try:
+        pid, host = lock.read_text(encoding="utf-8", errors="replace").split()[:2]
+    except (OSError, ValueError):
+        return ""
+    return f" (process {pid[:20]} on {host[:60]}; if it has ended, remove {lock})"
 
 # %% ../../nbs/09_training/09_pipeline.ipynb #run_pipeline
 def run_pipeline(
@@ -129,6 +166,7 @@ def run_pipeline(
     upto: str = "run",  # last stage wanted
     reuse: Iterable[str | Path] = (),  # other pipelines' folders, whose up-to-date stages are taken
     echo: Callable[[StageResult], None] = lambda result: None,  # called after each stage
+    remake: bool = False,  # also a trained run whose stages this version makes differently
 ) -> dict[str, StageResult]:
     """Bring all stages up to date (paper, Figures 1 and 2); an interrupted call goes on where it stopped.
 
@@ -147,7 +185,7 @@ def run_pipeline(
     preflight(config, wanted, made)
     roots[0].mkdir(parents=True, exist_ok=True)
     with _alone(roots[0]):
-        return _run_stages(config, roots, wanted, made, echo)
+        return _run_stages(config, roots, wanted, made, echo, remake)
 
 # %% ../../nbs/09_training/09_pipeline.ipynb #run-stages
 def _run_stages(
@@ -156,13 +194,14 @@ def _run_stages(
     wanted: Collection[str],
     made: Collection[str],  # stages that had a folder before
     echo: Callable[[StageResult], None],
+    remake: bool,
 ) -> dict[str, StageResult]:
     "Bring the wanted stages up to date, in order."
     done: dict[str, StageResult] = {}
     for stage in STAGES:
         if stage.name not in wanted:
             break
-        result = _run_stage(stage, config, done, roots)
+        result = _run_stage(stage, config, done, roots, remake)
         done[stage.name] = result
         echo(result)
         if "run" in wanted:
@@ -190,4 +229,4 @@ def evaluate_run(
 def _made_of(run: Run, paths: Mapping[str, Path]) -> bool:
     "Whether the stages in these folders are those that a run was stamped with."
     done = {name: StageResult(name, path, stamp_of(path), "", None) for name, path in paths.items()}
-    return is_current(run.folder, stage_hash(STAGES[-1], run.config, done))
+    return bool(found_hash(STAGES[-1], run.config, done, run.folder))

@@ -18,6 +18,7 @@ from ..core.hub import check_hub
 from ..core.runtime import best_device
 from ..data.study import Study
 from ..extraction.annotate import check_annotator
+from ..extraction.llm_settings import check_endpoint, load_llm_settings
 from ..kg.scales import ScaleGraph
 from ..model.llm import check_reachable, check_savable, find_gguf, prompt_sides
 from .memory_plan import GIB, memory_advice, memory_plan
@@ -138,6 +139,13 @@ def _hub_names(config: Config, wanted: Collection[str], made: Collection[str]) -
     return {key: name for key, name in todo if _is_hub_name(name)}
 
 # %% ../../nbs/09_training/07_preflight.ipynb #preflight
+def _check_consent(annotator: str) -> None:
+    "Raise `R2GenKGError` for a language model elsewhere that the user did not allow."
+    name, _, spec = annotator.partition(":")
+    if name == "llm":
+        check_endpoint(load_llm_settings(spec))
+
+
 def preflight(
     config: Config,
     wanted: Collection[str] = ("classifier", "run"),  # stages that will be brought up to date
@@ -146,6 +154,8 @@ def preflight(
     "Check a configuration on this machine before anything slow; asks no hub. Raises `R2GenKGError`."
     check_choices(config)
     _check_paths(config)
+    if "m3kg" in wanted and "m3kg" not in made:
+        _check_consent(config.graph.annotator)
     c = config.classifier
     if "classifier" in wanted and "classifier" not in made and not _is_hub_name(c.backbone):
         check_image_size(c, config.studies.image_size)

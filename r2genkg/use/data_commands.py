@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 from ..core.files import R2GenKGError, atomic_path, check_output_path
 from ..data.tabular import csv_data_frame
-from .console import GROUP, AsJson, Section, show, Strict
+from .console import GROUP, AsJson, Section, show, Strict, Workers
 
 # %% ../../nbs/10_use/14_data_commands.ipynb #data
 data = typer.Typer(**GROUP, help="Download and prepare data sets.")
@@ -134,6 +134,10 @@ _BaseUrl = Annotated[
         help="llm: endpoint, e.g. http://localhost:8000/v1; default: $OPENAI_BASE_URL, else OpenAI."
     ),
 ]
+_ApiKeyEnv = Annotated[
+    str,
+    typer.Option(help="llm: environment variable with the API key, where it is not a usual one."),
+]
 _Concurrency = Annotated[Optional[int], typer.Option(help="llm: questions under way at a time.")]
 _Partial = Annotated[
     bool,
@@ -143,13 +147,14 @@ _Partial = Annotated[
 # %% ../../nbs/10_use/14_data_commands.ipynb #llm_options
 def _llm_options(
     spec: str,  # a model's name, or a file of settings
+    key_variable: str = "",  # environment variable of the API key
     price: tuple[float | None, float | None] = (None, None),  # dollars per million tokens
     **changes: Any,  # fields of the settings; None: as they are
 ) -> Any:  # LLMSettings
     "Settings of a model name or file with the command's options on top."
     from r2genkg.extraction.llm_settings import load_llm_settings
 
-    settings = load_llm_settings(spec)
+    settings = load_llm_settings(spec, key_variable)
     values = settings.model_dump()
     changes = {key: value for key, value in changes.items() if value is not None}
     sent, answered = price
@@ -180,8 +185,10 @@ def annotate_command(
     price_input: _PriceInput = None,
     price_output: _PriceOutput = None,
     base_url: _BaseUrl = "",
+    api_key_env: _ApiKeyEnv = "",
     concurrency: _Concurrency = None,
     partial: _Partial = False,
+    workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
     """Reports -> entities and relations per sentence, one report a line. An interrupted llm run goes on without \
@@ -189,10 +196,9 @@ paying twice."""
     from r2genkg.extraction.annotate import annotate_file
     from r2genkg.extraction.llm_annotator import annotate_file_with_llm
 
-    if out is None:
-        if not dry_run:
-            raise typer.BadParameter("needed; only --dry-run goes without", param_hint="--out")
-        out = Path("annotations.jsonl")  # answers of earlier runs beside it would count
+    if out is None and not dry_run:
+        raise typer.BadParameter("needed; only --dry-run goes without", param_hint="--out")
+    out = out or Path("annotations.jsonl")  # answers of earlier runs beside it count
     check_output_path(out, studies)
     kind, _, spec = annotator.partition(":")
     options = {
@@ -203,11 +209,11 @@ paying twice."""
     }
     if kind != "llm":
         own = {"price_input": price_input, "price_output": price_output}
-        flags = {"dry_run": dry_run, "partial": partial}
+        flags = {"dry_run": dry_run, "partial": partial, "api_key_env": api_key_env}
         given = options | own | flags
         _refuse_llm_options(annotator, {_as_option(name): given[name] for name in given})
-        return show(annotate_file(studies, out, annotator, section, sample), as_json)
-    settings = _llm_options(spec, (price_input, price_output), **options)
+        return show(annotate_file(studies, out, annotator, section, sample, workers), as_json)
+    settings = _llm_options(spec, api_key_env, (price_input, price_output), **options)
     show(annotate_file_with_llm(studies, out, settings, section, sample, dry_run, partial), as_json)
 
 # %% ../../nbs/10_use/14_data_commands.ipynb #as-option
@@ -236,6 +242,12 @@ _Labeler = Annotated[
     str,
     typer.Option(
         help="rules | rules:chexpert (No Finding by CheXpert's bare rule) | chexbert:FILE"
+    ),
+]
+_Raw = Annotated[
+    bool,
+    typer.Option(
+        "--raw", help="csv: do not quote cells that a spreadsheet would run as formulas (= + - @)."
     ),
 ]
 _Compare = Annotated[
@@ -302,6 +314,8 @@ def label_command(
     labeler: _Labeler = "rules",
     compare: _Compare = None,
     explain: _Explain = None,
+    workers: Workers = 0,
+    raw: _Raw = False,
     as_json: AsJson = False,
 ) -> None:
     "The 14 CheXpert labels of every report: 1 positive, 0 negative, -1 uncertain, empty (null) not mentioned."
@@ -316,10 +330,11 @@ def label_command(
     _check_explain(explain, labeler, table, compare, out)
     rows = csv_data_frame(table, column, *([key] if key else []))
     other = read_labels(compare) if compare else None  # faults before the work
-    labels, names = label_reports(rows[column].tolist(), labeler), rows[key or column].tolist()
-    write_labels(out, labels, names, key)
+    texts, names = rows[column].tolist(), rows[key or column].tolist()
+    labels = label_reports(texts, labeler, workers)
+    write_labels(out, labels, names, key, raw)
     if explain:
-        _write_reasons(explain, names, rows[column].tolist(), labeler)
+        _write_reasons(explain, names, texts, labeler)
     found: dict[str, Any] = {name: int((labels[name] == 1).sum()) for name in labels}
     found |= {"reports": len(labels), "file": str(out)}
     if other is not None:

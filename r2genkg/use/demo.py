@@ -172,8 +172,13 @@ def _summary(runs: Mapping[str, Run], pointing: pd.DataFrame | None) -> dict:
         "test studies": len(full.predictions),
     }
     numbers |= _score_summary(runs)
-    numbers |= audit_mechanism(full)
     return numbers if pointing is None else numbers | _pointing_summary(pointing)
+
+# %% ../../nbs/10_use/10_demo.ipynb #mechanism
+def _mechanism(run: Run) -> dict[str, float]:
+    "The measures of the audit, with their intervals; none for a run with neither retrieval nor a graph."
+    parts = run.model.prefix.parts
+    return audit_mechanism(run) if "attention_visual" in parts or "gcn_proj" in parts else {}
 
 # %% ../../nbs/10_use/10_demo.ipynb #print_stage
 def print_stage(result: StageResult) -> None:
@@ -222,7 +227,7 @@ def _show_results(
         if pointing is not None:
             footnote = "Positive labels of the test studies; tolerance of `peak near`: 15 pixels."
             write_table(pointing_cells(pointing), "table2_pointing", tmp, footnote)
-        summary = _summary(runs, pointing)
+        summary = _summary(runs, pointing) | _mechanism(full)
         shown = DemoResults(runs, results, stages, figures, pointing, out, summary)
         write_demo_page(shown)
         write_json(out / "summary.json", summary)
@@ -250,6 +255,7 @@ def run_demo(
     out: str | Path,
     config: Config,
     echo: Callable[[StageResult], None] = print_stage,
+    remake: bool = False,  # see `run_pipeline`
 ) -> dict:
     """All stages, the zero-KG run, figures and `index.html`; gives a summary with the commands that open the results.
 
@@ -262,7 +268,7 @@ def run_demo(
         stages.append(notes.add(result))
         echo(result)
 
-    outcomes = run_grid(config, ZERO_KG, out, echo=note)
+    outcomes = run_grid(config, ZERO_KG, out, echo=note, remake=remake)
     failed = [o for o in outcomes if o.error]
     if failed:
         raise R2GenKGError(f"{out}: the run {failed[0].variant!r} failed: {failed[0].error}")

@@ -7,14 +7,12 @@ __all__ = ['kg', 'kg_stats', 'kg_compare_graphs', 'kg_build', 'kg_view_page', 'k
            'kg_import_pyg', 'kg_export', 'kg_linker_table']
 
 # %% ../../nbs/10_use/13_kg_commands.ipynb #code-2
+import typer
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
-
-import typer
-
 from ..core.files import R2GenKGError, check_output_path
-from .console import GROUP, AsJson, show, show_rows
+from .console import GROUP, AsJson, show, show_rows, Workers
 
 # %% ../../nbs/10_use/13_kg_commands.ipynb #kg
 kg = typer.Typer(**GROUP, help="Build, inspect, convert and compare knowledge graphs.")
@@ -40,7 +38,7 @@ def _check_llm(annotator: str, studies: Path | None) -> None:
     from r2genkg.extraction.llm_settings import is_local
 
     settings = load_llm_settings(spec)
-    if is_local(settings.url) or settings.allow_external:
+    if is_local(settings.url):
         return
     raise R2GenKGError(
         f"{annotator} is not on this machine and would receive report text; to send it all the same, "
@@ -155,6 +153,7 @@ def kg_build(
     linker: _Linker = "",
     merge_threshold: _MergeThreshold = 0.0,
     embedder: _Embedder = "minilm",
+    workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
     "Reports -> annotations -> merged nodes and counted triples."
@@ -176,7 +175,9 @@ def kg_build(
     if annotations:
         return show(build_from_annotations(annotations, out, options, studies, split), as_json)
     if studies:
-        return show(build_from_file(studies, out, annotator, split, section, options), as_json)
+        return show(
+            build_from_file(studies, out, annotator, split, section, options, workers), as_json
+        )
     raise R2GenKGError("give --studies or --annotations")
 
 # %% ../../nbs/10_use/13_kg_commands.ipynb #kg_view

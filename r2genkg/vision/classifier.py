@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..data.study import LABELS, Study
 from ..core.config import ClassifierConfig
 from ..core.files import R2GenKGError, atomic_path, read_json, write_json
+from ..core.weights import load_reason, trusted
 from ..core.runtime import progress
 from ..data.images import ImageCache, load_image, to_pixels
 from .encoders import MapEncoder, build_encoder, encoder_spec, restore_encoder
@@ -65,9 +66,8 @@ def _check_sizes(config: ClassifierConfig, image_size: int) -> None:
 # %% ../../nbs/06_vision/00_classifier.ipynb #swin-config
 def _not_loaded(config: ClassifierConfig, error: Exception) -> R2GenKGError:
     "The error for a backbone that cannot be read."
-    reason = str(error).splitlines()[0][:120]
     return R2GenKGError(
-        f"classifier.backbone={config.backbone!r} cannot be loaded ({reason}); "
+        f"classifier.backbone={config.backbone!r} cannot be loaded ({load_reason(error)}); "
         "give a folder with a Swin or another image model, or one that works offline: "
         "classifier.backbone=scratch or efficientnet-lite0"
     )
@@ -88,7 +88,7 @@ def _swin_config(config: ClassifierConfig, image_size: int) -> Any:  # SwinConfi
             drop_path_rate=0.0,
         )
     try:
-        found = AutoConfig.from_pretrained(config.backbone)
+        found = AutoConfig.from_pretrained(config.backbone, **trusted(config.backbone))
     except (OSError, ValueError) as e:
         raise _not_loaded(config, e) from None
     if found.model_type == "swin":
@@ -164,7 +164,9 @@ def build_swin(
     if config.backbone == "scratch":
         return _new_swin(_swin_config(config, image_size), stem=True)
     try:
-        return SwinModel.from_pretrained(config.backbone, add_pooling_layer=False)
+        return SwinModel.from_pretrained(
+            config.backbone, add_pooling_layer=False, **trusted(config.backbone)
+        )
     except (OSError, ValueError) as e:
         raise _not_loaded(config, e) from None
 
