@@ -37,7 +37,7 @@ PARTS: tuple[tuple[str, Callable[[str], bool], Callable], ...] = (
 )
 
 #: Notebooks that need an extra of the package.
-EXTRAS = {"nbs/10_use/09_app.ipynb": "[app]"}
+EXTRAS = {"nbs/10_use/11_app.ipynb": "[app]"}
 
 
 def notebooks(root: Path) -> list[Path]:

@@ -332,12 +332,13 @@ def label_reports(
     reports = [plain_text(text, f"report {n}") for n, text in enumerate(texts)]
     by_rules = labeler in ("rules", *(f"rules:{name}" for name in _NO_FINDING_RULES))
     workers = worker_count(workers, len(reports)) if by_rules else 1
-    if workers == 1:
+    if workers == 1 or not isinstance(labeler, str):
         rows = get_labeler(labeler).label_all(reports)
     else:
         parts = map_chunks(partial(_label_chunk, labeler=labeler), in_chunks(reports), workers)
         rows = [row for part in parts for row in part]
-        _warn_of_languages([t for t, row in zip(reports, rows) if not row and t.strip()])
+        empty = [t for t, row in zip(reports, rows) if not row and t.strip()]
+        warn_of_languages(sum(english_sentences(t) is None for t in empty), "labels")
     return pd.DataFrame(rows, columns=list(LABELS), dtype=float)
 
 # %% ../../nbs/03_text/09_labels.ipynb #with-labels
