@@ -36,8 +36,18 @@ PARTS: tuple[tuple[str, Callable[[str], bool], Callable], ...] = (
     ),
 )
 
-#: Notebooks that need an extra of the package.
-EXTRAS = {"nbs/10_use/11_app.ipynb": "[app]"}
+#: Extras that a notebook needs: models, unless a longer beginning of its path says more.
+EXTRAS = {
+    "nbs/": "[train]",
+    "nbs/04_extraction/": "[train,llm]",
+    "nbs/10_use/11_app": "[train,app]",
+    "nbs/tutorials/own_graph_with_local_llm": "[train,llm]",
+}
+
+
+def extra(path: str) -> str:
+    """The extras of the notebook at this path."""
+    return EXTRAS[max((start for start in EXTRAS if path.startswith(start)), key=len)]
 
 
 def notebooks(root: Path) -> list[Path]:
@@ -83,7 +93,7 @@ def main() -> int:
         before, name = path.read_text(encoding="utf-8"), path.relative_to(args.root).as_posix()
         wanted = {
             "colab-badge": BADGE.format(**place, path=name),
-            "colab-install": INSTALL.format(**place, extra=EXTRAS.get(name, "")),
+            "colab-install": INSTALL.format(**place, extra=extra(name)),
         }
         after = nbformat.writes(with_cells(nbformat.reads(before, as_version=4), wanted)) + "\n"
         if after == before:
