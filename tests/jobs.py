@@ -48,6 +48,8 @@ def limited_job(args: list[str], log: str, limit: int) -> None:
     try:
         job(args, f"/proc/self/fd/{keeper.stdin.fileno()}")
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         keeper.stdin.close()
         os.close(1)
         os.close(2)

@@ -6,7 +6,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "nbs").rglob("*.ipynb"))
+#: Without those of `paper`, which train for an hour: they follow when they are run anew.
+NOTEBOOKS = sorted(
+    path
+    for path in (Path(__file__).parents[1] / "nbs").rglob("*.ipynb")
+    if path.parent.name != "paper"
+)
 WIDTH = 120  #: characters of a code cell on a page of 1,200 pixels
 HIDDEN = re.compile(r"\s*#\|\s*(hide|default_exp|exporti?\b)")
 DPI = re.compile(r"\bdpi\s*=\s*(\d+)|set_dpi\((\d+)\)")

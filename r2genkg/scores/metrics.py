@@ -151,8 +151,8 @@ def evaluate_reports(
         if warning := ce_warning(source):
             settings["ce_warning"] = warning
         _note_step(refs, "labels")
-        (known, written), rule = _label_tables(refs, hypos, labels, workers)
-        found |= ce_stats(known, written, no_finding=rule)
+        labels, rule = _label_tables(refs, hypos, labels, workers)
+        found |= ce_stats(labels[0], labels[1], no_finding=rule)
     if annotations is not None:
         settings["annotations"] = _name(annotations)
         if not isinstance(annotations, tuple):

@@ -9,6 +9,7 @@ __all__ = ['Term', 'words_of', 'phrase_table', 'find_phrases', 'Lexicon', 'load_
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,17 @@ def words_of(text: str) -> list[str]:
     return [w.strip() for w in text.split(",") if w.strip()]
 
 # %% ../../nbs/03_text/02_lexicon.ipynb #phrase-table
+@lru_cache(maxsize=20_000)
+def _word_tokens(word: str) -> tuple[str, ...]:
+    "Tokens of one word: a term set repeats its words thousands of times."
+    return tuple(t.lower() for t in tokenize(word))
+
+
+def _phrase_tokens(phrase: str) -> tuple[str, ...]:
+    "Tokens of a phrase, in lower case. The tokenizer never joins words across a blank."
+    return tuple(chain.from_iterable(map(_word_tokens, phrase.split())))
+
+
 def phrase_table(
     entries: Mapping[str, Sequence[str]],  # tag -> phrases
 ) -> dict[str, list[tuple[int, dict[tuple[str, ...], str]]]]:
@@ -39,7 +51,7 @@ def phrase_table(
     table: dict[str, dict] = {}
     for tag, phrases in entries.items():
         for phrase in phrases:
-            tokens = tuple(t.lower() for t in tokenize(phrase))
+            tokens = _phrase_tokens(phrase)
             by_length = table.setdefault(tokens[0], {})
             by_length.setdefault(len(tokens), {}).setdefault(tokens, tag)
     return {first: sorted(found.items(), reverse=True) for first, found in table.items()}

@@ -243,7 +243,8 @@ def show_anything() -> None:
     "Let standard output and error write letters that their encoding lacks as escapes."
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # a stream that was a file and is a pipe now
+                stream.reconfigure(errors="backslashreplace")
 
 # %% ../../nbs/10_use/19_console.ipynb #keep_freed_memory
 def keep_freed_memory() -> bool:

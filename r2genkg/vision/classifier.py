@@ -109,7 +109,7 @@ def _is_swin(config: ClassifierConfig) -> bool:
     if name == "efficientnet-lite0" or name.startswith(("timm:", "xrv:")):
         return False
     try:
-        return AutoConfig.from_pretrained(name).model_type == "swin"
+        return AutoConfig.from_pretrained(name, **trusted(name)).model_type == "swin"
     except (OSError, ValueError) as e:
         raise _not_loaded(config, e) from None
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core.files import R2GenKGError
+from ..core.weights import trusted
 
 # %% ../../nbs/06_vision/00_encoders.ipynb #statistics
 #: Mean and standard deviation of `data.images.to_pixels`, by colour.
@@ -126,7 +127,7 @@ def _processor_statistics(name: str) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name, **trusted(name))
         return processor.image_mean, processor.image_std
     except Exception:  # many kinds: no file, no such processor, a library that is not installed
         return _IMAGENET
@@ -141,7 +142,7 @@ def _of_transformers(name: str, saved: dict | None) -> nn.Module:
         net = AutoModel.from_config(AutoConfig.for_model(sizes.pop("model_type"), **sizes))
         return _OfTransformers(net, saved["statistics"])
     try:
-        net = AutoModel.from_pretrained(name)
+        net = AutoModel.from_pretrained(name, **trusted(name))
     except (OSError, ValueError) as e:
         reason = str(e).splitlines()[0][:120]
         raise R2GenKGError(

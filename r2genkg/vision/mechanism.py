@@ -218,7 +218,7 @@ def plot_own(table: pd.DataFrame) -> Any:  # matplotlib Figure; from `own_measur
     "Weight of each query on its own label, where present and where absent."
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6, 0.3 * len(table) + 0.8), dpi=90, layout="constrained")
+    figure = Figure(figsize=(5.6, 0.3 * len(table) + 0.8), dpi=100, layout="constrained")
     ax, place = figure.subplots(), np.arange(len(table))
     ax.barh(place - 0.2, table.own_present, 0.4, color="#0072B2", label="label present")
     ax.barh(place + 0.2, table.own_absent, 0.4, color="#D55E00", label="label absent")

@@ -405,11 +405,14 @@ def test_two_runs_into_one_file(tmp_path, folder):
     class Second(Echo):
         def annotate(self, texts):
             with pytest.raises(R2GenKGError, match="another run is writing it"):
-                extract_corpus([("a", "b c.")], Echo(**fields), tmp_path / "a.jsonl")
+                extract_corpus([("a", "No edema.")], Echo(**fields), tmp_path / "a.jsonl")
             return super().annotate(texts)
 
     fields = vars(ExtractModel.load(folder))
-    assert extract_corpus([("a", "b c.")], Second(**fields), tmp_path / "a.jsonl")["sentences"] == 1
+    assert (
+        extract_corpus([("a", "No edema.")], Second(**fields), tmp_path / "a.jsonl")["sentences"]
+        == 1
+    )
 
 
 def test_odd_texts(tmp_path, folder):

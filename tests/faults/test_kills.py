@@ -19,7 +19,7 @@ from tiny_demo import TINY
 
 GRID = "preset: demo\nseeds: [42]\nvariants: {full: [], zero-KG: [model.use_graph=false]}\n"
 #: Files with times in them: the page, pictures, the trainer's log, measured speed, and hidden work.
-TIMED = ("index.html", "history.json", ".png", ".svg", ".pdf")
+TIMED = ("index.html", "history.json", "stages.json", ".png", ".svg", ".pdf")
 
 
 def command(

@@ -273,7 +273,7 @@ def test_number_beyond_limits(tmp_path):
         attempt(tmp_path, "annotation.json", b'{"train": [{"id": ' + b"9" * 5000 + b"}]}")
         == "refused"
     )
-    assert attempt(tmp_path, "own.csv", b'id,image,"fin\ndings"\na,b,c\n') == "refused"
+    assert attempt(tmp_path, "own.csv", b'id,image,"fin\ndinks"\na,b,c\n') == "refused"
 
 
 def test_deeply_nested_json(tmp_path):

@@ -386,10 +386,8 @@ def test_batches_are_padded_to_their_own_longest(data, tmp_path):
 def test_images_are_decoded_once(data, tmp_path, monkeypatch):
     import r2genkg.data.images as images
 
-    decoded, load = [], images.load_image
-    monkeypatch.setattr(
-        images, "load_image", lambda path, size: decoded.append(path) or load(path, size)
-    )
+    decoded, load = [], images.read_film
+    monkeypatch.setattr(images, "read_film", lambda path: decoded.append(path) or load(path))
     trainer = trainer_of(
         data, tmp_path, "train.evals_per_epoch=0", "train.epochs=2", "model.freeze_vision=false"
     )
