@@ -103,7 +103,8 @@ def test_who_can_reach_the_page(host, says):
 SERVER = """
 import sys
 from r2genkg.use import app
-app.Runs = lambda folders: type("R", (), {"by_name": {"toy": None}, "nodes": lambda s, n: (0, 0)})()
+run = type("Run", (), {"studies": []})()
+app.Runs = lambda folders: type("R", (), {"by_name": {"toy": run}, "nodes": lambda s, n: (0, 0)})()
 from r2genkg.use.console import end_gently
 end_gently()
 app.serve(["toy"], port=int(sys.argv[1]))
