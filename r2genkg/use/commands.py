@@ -108,9 +108,7 @@ def main(args: list[str] | None = None) -> None:
     show_anything()
     end_gently()
     given = sys.argv[1:] if args is None else args
-    reserve = bytearray(
-        2**23
-    )  # given back where memory is short, so that there is room for the line
+    reserve = bytearray(2**23)  # given back where memory is short: room for the line
     try:
         app(args=args, standalone_mode=True)
     except R2GenKGError as e:

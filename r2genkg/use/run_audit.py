@@ -15,10 +15,8 @@ from ..core.files import R2GenKGError, atomic_path
 from ..data.study import Study, label_matrix
 from ..model.model import R2GenKG
 from ..phantom.phantoms import load_masks
-from ..training.dataset import views_to_pixels
 from ..training.run import Run
-from .figures import read_views
-from .mechanism_audit import audit_mechanism
+from .mechanism_audit import audit_mechanism, prefix_outputs
 from ..vision.audit_form import audit_form
 from ..vision.map_audit import audit_bank, audit_maps, audit_table
 from r2genkg.vision.retrieval_audit import (
@@ -31,10 +29,6 @@ from r2genkg.vision.retrieval_audit import (
 )
 
 # %% ../../nbs/10_use/08_run_audit.ipynb #retrieval_weights
-#: Studies in a forward pass.
-_BATCH = 32
-
-
 @torch.inference_mode()
 def retrieval_weights(
     model: R2GenKG,
@@ -50,20 +44,16 @@ def retrieval_weights(
         raise R2GenKGError(
             "this run retrieves nothing (model.use_retrieval=false): there is nothing to audit"
         )
-    shares = []
-    state = model.node_state()  # no image changes it
+    shares, start = [], 0
     rows: dict[tuple[int, int], np.ndarray] = {}
-    for start in range(0, len(studies), _BATCH):
-        part = studies[start : start + _BATCH]
-        views = views_to_pixels([read_views(s, model.cfg.studies) for s in part])
-        visual = model.encode(**{name: value.to(model.device) for name, value in views.items()})
-        output = model.prefix(visual, state, return_attention=True)
+    for _, output in prefix_outputs(model, studies):
         assert output.retrieval is not None  # the run retrieves
         weights = output.retrieval.float().cpu().numpy()
         shares.append(label_weights(weights, token_labels))
         for s, q in pairs:
-            if start <= s < start + len(part):
+            if start <= s < start + len(weights):
                 rows[s, q] = weights[s - start, q].copy()
+        start += len(weights)
     return np.concatenate(shares), {pair: rows[pair] for pair in pairs}
 
 # %% ../../nbs/10_use/08_run_audit.ipynb #mask-audit

@@ -72,10 +72,20 @@ def _not_loaded(config: ClassifierConfig, error: Exception) -> R2GenKGError:
         "classifier.backbone=scratch or efficientnet-lite0"
     )
 
+
+def _found_config(config: ClassifierConfig) -> Any:  # PretrainedConfig
+    "The configuration of a backbone on the hub or in a folder. Raises `R2GenKGError` if it cannot be read."
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(config.backbone, **trusted(config.backbone))
+    except (OSError, ValueError) as e:
+        raise _not_loaded(config, e) from None
+
 # %% ../../nbs/06_vision/01_classifier.ipynb #swin-config-1
 def _swin_config(config: ClassifierConfig, image_size: int) -> Any:  # SwinConfig
     "Sizes of the Swin that `config` names. Raises `R2GenKGError` if they do not fit or the network is no Swin."
-    from transformers import AutoConfig, SwinConfig
+    from transformers import SwinConfig
 
     if config.backbone == "scratch":
         _check_sizes(config, image_size)
@@ -87,10 +97,7 @@ def _swin_config(config: ClassifierConfig, image_size: int) -> Any:  # SwinConfi
             num_heads=list(config.heads),
             drop_path_rate=0.0,
         )
-    try:
-        found = AutoConfig.from_pretrained(config.backbone, **trusted(config.backbone))
-    except (OSError, ValueError) as e:
-        raise _not_loaded(config, e) from None
+    found = _found_config(config)
     if found.model_type == "swin":
         return found
     raise R2GenKGError(
@@ -101,17 +108,12 @@ def _swin_config(config: ClassifierConfig, image_size: int) -> Any:  # SwinConfi
 # %% ../../nbs/06_vision/01_classifier.ipynb #not-loaded
 def _is_swin(config: ClassifierConfig) -> bool:
     "Whether the backbone is a Swin: from scratch, or by the configuration on the hub or in a folder."
-    from transformers import AutoConfig
-
     name = config.backbone
     if name == "scratch":
         return True
     if name == "efficientnet-lite0" or name.startswith(("timm:", "xrv:")):
         return False
-    try:
-        return AutoConfig.from_pretrained(name, **trusted(name)).model_type == "swin"
-    except (OSError, ValueError) as e:
-        raise _not_loaded(config, e) from None
+    return bool(_found_config(config).model_type == "swin")
 
 # %% ../../nbs/06_vision/01_classifier.ipynb #check-image-size
 #: Pixels of a cell of the last map of usual convolutional networks.
@@ -176,9 +178,9 @@ def build_backbone(
     image_size: int = 224,  # pixels a side
 ) -> nn.Module:
     "The Swin or `MapEncoder` that `config` names, its first `config.frozen` parts frozen. Raises `R2GenKGError`."
-    check_image_size(config, image_size)
     if _is_swin(config):
         return build_swin(config, image_size)
+    check_image_size(config, image_size)
     encoder = build_encoder(config.backbone, image_size)
     encoder.freeze(config.frozen)
     return encoder

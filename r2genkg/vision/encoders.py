@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core.files import R2GenKGError
-from ..core.weights import trusted
+from ..core.weights import load_reason, trusted
 
 # %% ../../nbs/06_vision/00_encoders.ipynb #statistics
 #: Mean and standard deviation of `data.images.to_pixels`, by colour.
@@ -144,9 +144,8 @@ def _of_transformers(name: str, saved: dict | None) -> nn.Module:
     try:
         net = AutoModel.from_pretrained(name, **trusted(name))
     except (OSError, ValueError) as e:
-        reason = str(e).splitlines()[0][:120]
         raise R2GenKGError(
-            f"classifier.backbone={name!r} cannot be loaded ({reason}); give a folder with an image model, "
+            f"classifier.backbone={name!r} cannot be loaded ({load_reason(e)}); give a folder with an image model, "
             "or one that is packaged: efficientnet-lite0"
         ) from None
     return _OfTransformers(net, _processor_statistics(name))
@@ -168,9 +167,8 @@ class _OfTimm(nn.Module):
                 name, pretrained=pretrained, features_only=True, out_indices=(-2, -1)
             )
         except Exception as e:  # unknown names, and weights that cannot be fetched
-            reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
             raise R2GenKGError(
-                f"classifier.backbone='timm:{name}' cannot be loaded ({reason})"
+                f"classifier.backbone='timm:{name}' cannot be loaded ({load_reason(e)})"
             ) from None
         found = timm.data.resolve_data_config({}, model=self.net)
         self.statistics = found["mean"], found["std"]
@@ -184,7 +182,10 @@ class _OfTimm(nn.Module):
 
 # %% ../../nbs/06_vision/00_encoders.ipynb #xrv
 class _OfXrv(nn.Module):
-    "DenseNet-121 of torchxrayvision: images (B, 3, S, S) -> maps (B, 512, S/16, S/16) and (B, 1024, S/32, S/32)."
+    """DenseNet-121 of torchxrayvision: images (B, 3, S, S) -> maps (B, 512, S/16, S/16) and (B, 1024, S/32, S/32).
+
+    torchxrayvision reads the weights that it fetches by pickle, which can run code: trust its publisher or leave it.
+    """
 
     statistics = ([0.5] * 3, [0.5 / 1024] * 3)  # -1024 to 1024
 
@@ -195,9 +196,8 @@ class _OfXrv(nn.Module):
         try:
             self.features = DenseNet(weights=weights if pretrained else None).features
         except Exception as e:  # it raises plain Exception for unknown names, and network errors
-            reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
             raise R2GenKGError(
-                f"classifier.backbone='xrv:{weights}' cannot be loaded ({reason})"
+                f"classifier.backbone='xrv:{weights}' cannot be loaded ({load_reason(e)})"
             ) from None
 
     def parts(self) -> list[nn.Module]:
@@ -256,9 +256,8 @@ class MapEncoder(nn.Module):
         try:
             return self.trunk.eval()(torch.zeros(1, 3, image_size, image_size))
         except (ValueError, RuntimeError) as e:
-            reason = str(e).splitlines()[0][:120]
             raise R2GenKGError(
-                f"classifier.backbone={self.name!r} cannot read images of {image_size} pixels ({reason}); "
+                f"classifier.backbone={self.name!r} cannot read images of {image_size} pixels ({load_reason(e)}); "
                 "give studies.image_size another value, a multiple of 32"
             ) from None
 

@@ -79,7 +79,7 @@ def own_weights(
 
 
 def row_distances(weights: np.ndarray) -> np.ndarray:  # (S, 14, M) -> (S,)
-    "Mean total variation distance of a study's queries to their mean."
+    "Mean total variation distance of a study's queries (or of other rows) to their mean."
     weights = np.asarray(weights, dtype=float)
     return np.abs(weights - weights.mean(1, keepdims=True)).sum(-1).mean(1) / 2
 
@@ -200,8 +200,7 @@ def attention_rows(weights: np.ndarray) -> np.ndarray:  # (S, rows, columns) -> 
     weights = np.asarray(weights, dtype=float)
     surprise = -np.log(np.maximum(weights, 1e-12))
     entropy = (weights * surprise).sum(-1).mean(1) / np.log(weights.shape[-1])
-    spread = np.abs(weights - weights.mean(1, keepdims=True)).sum(-1).mean(1) / 2
-    return np.stack([entropy, spread], 1)
+    return np.stack([entropy, row_distances(weights)], 1)
 
 
 def attention_measures(rows: Mapping[str, np.ndarray]) -> dict[str, float]:  # name -> (S, 2)
