@@ -85,15 +85,16 @@ def _label_rows(studies: Sequence[Study]) -> list[str]:
 
 
 def _licence(config: Config) -> str:
-    "What is known of the licence of the data."
-    if config.studies.source != "files":
-        return "drawn by r2genkg from a seed; no licence restricts it"
-    known = data_sets().get(config.name)
-    return (
-        f"{known.licence} ({known.link})"
-        if known
-        else "not known to r2genkg: fill in before you publish"
-    )
+    "What is known of the licences of the data; Open-i's reports may be the text, or part of the graph."
+    known, source = data_sets(), config.studies.source
+    terms = {name: f"{found.licence} ({found.link})" for name, found in known.items()}
+    if source == "files":
+        licence = terms.get(config.name, "not known to r2genkg: fill in before you publish")
+    else:
+        licence = "images drawn by r2genkg from a seed; no licence restricts them"
+    if source == "openi-phantom" or "openi" in config.graph.corpora:
+        licence += f"; reports of Open-i: {terms['iu-xray']}"
+    return licence
 
 # %% ../../nbs/09_training/09_cards.ipynb #data-card
 def data_card(config: Config, studies: Sequence[Study]) -> str:
