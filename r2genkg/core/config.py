@@ -238,6 +238,9 @@ class LLMConfig(Section):
     pretrain_epochs: int = Field(
         0, ge=0
     )  # text-only epochs of a "scratch" model on the training reports
+    label_epochs: float = Field(
+        0.0, ge=0
+    )  # epochs in which it learns to write from labels alone; acts with model.label_prompts
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     gradient_checkpointing: bool = False
     prompt: str = (
@@ -264,6 +267,9 @@ class TrainConfig(Section):
     balance: float = Field(
         0.0, ge=0, le=1
     )  # 0: every study once an epoch; 1: studies with rare labels as often as the others together
+    blind: float = Field(
+        0.0, ge=0, lt=1
+    )  # share of training studies whose image the language model does not see; for decode.guidance
     patience: int = Field(0, ge=0)  # evaluations without a gain before stopping; 0 = never
     save_steps: int = Field(
         0, ge=0
@@ -285,6 +291,7 @@ class DecodeConfig(Section):
     repetition_penalty: float = Field(2.0, gt=0)
     length_penalty: float = 2.0
     no_repeat_ngram_size: int = Field(0, ge=0)  # parsed but never passed in the reference
+    guidance: float = Field(1.0, ge=1)  # above 1: what the image changes counts more
     batch_size: int = Field(6, ge=1)
 
     @model_validator(mode="after")
@@ -321,6 +328,15 @@ class Config(Section):
             raise ValueError(
                 f"scales.sizes asks for {max(sizes)} nodes, "
                 f"but model.max_nodes is {model.max_nodes}; raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_was_learnt(self) -> "Config":
+        if self.decode.guidance > 1 and not self.train.blind:
+            raise ValueError(
+                f"decode.guidance is {self.decode.guidance}, but the model never learnt to write without an image; "
+                "set train.blind, for example to 0.1"
             )
         return self
 

@@ -32,7 +32,10 @@ class LabelPrompts(nn.Module):
         logits: Tensor,  # (B, 14) of the disease queries
         labels: Tensor | None = None,  # (B, 14) of 1, 0, -1, NaN: the truth, in training
     ) -> Tensor:  # (B, 14, D_llm)
-        said = self.present(logits, labels if self.training else None)
+        return self.tokens_of(self.present(logits, labels if self.training else None))
+
+    def tokens_of(self, said: Tensor) -> Tensor:  # (B, 14) bool -> (B, 14, D_llm)
+        "The tokens that say these labels."
         return torch.where(said[..., None], self.tokens[:, 1], self.tokens[:, 0])
 
     def present(self, logits: Tensor, labels: Tensor | None = None) -> Tensor:  # (B, 14) bool

@@ -26,7 +26,7 @@ from .fusion import grounding_losses, label_losses
 from .places import label_maps
 from .checkpoint import ModelParts, load_parts, save_parts
 from .adapters import base_model, recompute_frozen
-from .decode import generate_ids
+from .decode import Guidance, generate_ids
 from .reference_weights import load_swin
 from .vision_backbone import mean_views
 from .llm import prompt_sides
@@ -162,6 +162,8 @@ class R2GenKG(nn.Module):
         "Loss and logits for given reports."
         image = self.encode(pixel_values, visual, view_mask)
         prompt, output = self.prompt(image, labels=study_labels)
+        if self.training and self.cfg.train.blind:
+            prompt = self._sometimes_blind(prompt)
         report = self.llm.get_input_embeddings()(input_ids[:, :-1]).to(prompt.dtype)
         embeds = torch.cat([prompt, report], 1)  # (B, L + T - 1, D)
         count = input_ids.shape[1]
@@ -207,6 +209,18 @@ class R2GenKG(nn.Module):
         after = embed(self.prompt_after).expand(len(visual), -1, -1)
         return torch.cat([before, output.tokens.to(before.dtype), after], 1), output
 
+    def _blind(self, prompt: Tensor) -> Tensor:  # (B, L, D) -> (B, L, D)
+        "Input embeddings with nothing in the place of the image."
+        first, last = len(self.prompt_before), prompt.shape[1] - len(self.prompt_after)
+        place = torch.arange(prompt.shape[1], device=prompt.device)
+        image = (place >= first) & (place < last)
+        return prompt.masked_fill(image[:, None], 0.0)
+
+    def _sometimes_blind(self, prompt: Tensor) -> Tensor:
+        "As `_blind`, for a random share of the studies: `train.blind`."
+        chosen = torch.rand(len(prompt), 1, 1, device=prompt.device) < self.cfg.train.blind
+        return torch.where(chosen, self._blind(prompt), prompt)
+
     def node_state(self) -> NodeState | None:
         "The graph as the prefix reads it, in evaluation mode: made once, handed to many calls of `generate`."
         with _evaluation_mode(self):
@@ -225,10 +239,19 @@ class R2GenKG(nn.Module):
         with _evaluation_mode(self):
             image = self.encode(pixel_values, visual, view_mask)
             embeds, output = self.prompt(image, return_attention, state)
-            ids = generate_ids(self.llm, self.tokenizer, embeds, decode or self.cfg.decode)
+            ids = self._write(embeds, decode or self.cfg.decode)
         decoded = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         texts = [text.strip() for text in decoded]
         return (texts, output) if return_attention else texts
+
+    def _write(self, embeds: Tensor, decode: DecodeConfig) -> Tensor:  # (B, L, D) -> (B, T)
+        "Token ids of reports; guided by the image where `decode.guidance` asks for it."
+        processors = []
+        if decode.guidance != 1:
+            rows, most = len(embeds) * decode.beams, decode.max_new_tokens
+            blind = self._blind(embeds[:1])
+            processors = [Guidance(self.llm, blind, rows, decode.guidance, most)]
+        return generate_ids(self.llm, self.tokenizer, embeds, decode, processors=processors)
 
     @property
     def device(self) -> torch.device:

@@ -39,6 +39,7 @@ from ..vision.classifier import SwinClassifier
 from ..vision.vision_tokens import token_places
 from ..model.graph_controls import control_scale
 from .grounding_targets import finish_prompts, start_from_reports, study_statements
+from .writing_from_labels import write_from_labels
 
 # %% ../../nbs/09_training/05_train.ipynb #build_model
 def build_model(config: Config, data: TrainingData) -> R2GenKG:
@@ -259,7 +260,11 @@ def train(
     check_begun(config, data, work)
     model = build_model(config, data).to(best_device())
     trainer = make_trainer(config, data, model, work)
-    _run_trainer(trainer, last_checkpoint(work / "checkpoints"))
+    begun = last_checkpoint(work / "checkpoints")
+    if not begun and trainer.train_dataset.labels is not None:
+        texts = training_texts(config, first_pairs(data.split("train"), config.studies.pairs))
+        write_from_labels(model, texts, trainer.train_dataset.labels, data.cache)
+    _run_trainer(trainer, begun)
     finish_prompts(model, trainer.train_dataset, _held_out_set(config, data, model, work))
     if _sharded():
         trainer.save_model(str(work / "final"))
