@@ -82,7 +82,7 @@ SMALL = [
 
 def settings(*changes: str):
     """The toy configuration with changes."""
-    return load_config("demo", [*SMALL, *changes])
+    return load_config("demo-paper", [*SMALL, *changes])
 
 
 def toy_data(folder: Path, train: int = 24, val: int = 4) -> TrainingData:

@@ -90,7 +90,7 @@ def toy_scale(nodes, dim=24):
 def make(*overrides, vision=None, seed=0):
     """A small model whose visual tokens are given."""
     torch.manual_seed(seed)
-    config = load_config("demo", [*SMALL, *overrides])
+    config = load_config("demo-paper", [*SMALL, *overrides])
     llm, tokenizer = build_llm(config.llm, REPORTS * 10, device="cpu")
     prefix = KnowledgePrefix(
         config.model,
@@ -466,7 +466,7 @@ def test_checkpoint_of_the_reference_with_pickled_parameters(tmp_path, shared_da
         )
         for i in range(1, 6)
     ]
-    config = load_config("demo", [*SMALL, "llm.hidden=72", "llm.heads=4"])
+    config = load_config("demo-paper", [*SMALL, "llm.hidden=72", "llm.heads=4"])
     llm, tokenizer = build_llm(config.llm, REPORTS * 10, device="cpu")
     model = R2GenKG.from_official_checkpoint(
         path, scales, data["in.disease_feature"], llm, tokenizer, config, qformer_heads=4
@@ -675,7 +675,7 @@ def test_qlora_on_pretrained_smollm2(tmp_path, monkeypatch, visual):
 
 
 def test_a_model_without_graph_is_read_again(tmp_path, visual):
-    config = load_config("demo", [*SMALL, "model.use_graph=false", "model.use_retrieval=false"])
+    config = load_config("demo-paper", [*SMALL, "model.use_graph=false", "model.use_retrieval=false"])
     llm, tokenizer = build_llm(config.llm, REPORTS * 10, device="cpu")
     model = R2GenKG(
         None, KnowledgePrefix(config.model, dim_llm=config.llm.hidden), llm, tokenizer, config
@@ -687,7 +687,7 @@ def test_a_model_without_graph_is_read_again(tmp_path, visual):
 
 
 def test_a_relative_language_model_is_found_from_elsewhere(tmp_path, monkeypatch, visual):
-    config = load_config("demo", SMALL)
+    config = load_config("demo-paper", SMALL)
     llm, tokenizer = build_llm(config.llm, REPORTS * 10, device="cpu")
     llm.save_pretrained(tmp_path / "mine")
     tokenizer.save_pretrained(tmp_path / "mine")
