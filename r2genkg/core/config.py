@@ -200,6 +200,7 @@ class ModelConfig(Section):
     label_prompts: bool = (
         False  # 14 tokens that say which labels are present; acts with query_labels
     )
+    node_prompts: bool = False  # nodes that go on say whether they are present; acts with grounding
 
     @model_validator(mode="after")
     def _heads_divide_widths(self) -> "ModelConfig":

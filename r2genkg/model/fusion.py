@@ -202,6 +202,23 @@ def _float_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     weight, bias = norm.weight.float(), norm.bias.float()
     return F.layer_norm(x.float(), norm.normalized_shape, weight, bias, norm.eps)
 
+# %% ../../nbs/07_model/13_fusion.ipynb #say-nodes
+def _say_nodes(
+    prompts: Any,  # `LabelPrompts` of the nodes
+    tokens: Tensor,  # (B, P, D_llm)
+    start: int,  # position of the first node
+    fused: Fused,
+    stated: Tensor | None,  # (B, N) of 1, 0, -1: the truth, in training
+) -> Tensor:  # (B, P, D_llm)
+    "Tokens of nodes that also say whether their node is present."
+    assert fused.presence is not None
+    said = prompts.present(fused.presence, stated if prompts.training else None)
+    every = torch.arange(said.shape[1], device=said.device).expand(len(said), -1)
+    spoken = prompts.tokens_of(said, every if fused.kept is None else fused.kept)
+    end = start + spoken.shape[1]
+    nodes = tokens[:, start:end] + spoken.to(tokens.dtype)
+    return torch.cat([tokens[:, :start], nodes, tokens[:, end:]], 1)
+
 # %% ../../nbs/07_model/13_fusion.ipynb #to-llm
 def _to_llm(
     parts: Any,
@@ -209,6 +226,7 @@ def _to_llm(
     fused: Fused,
     asked: Asked,
     labels: Tensor | None = None,  # (B, 14), as `LabelPrompts` reads them
+    stated: Tensor | None = None,  # (B, N), the same for nodes
 ) -> Tensor:
     "All groups in the reference's order (B, P, D_llm), float32."
     wide = [t for t in (image, fused.kg2v_tokens, fused.v2kg_tokens) if t is not None]
@@ -218,6 +236,8 @@ def _to_llm(
         widened = parts["output_proj"](torch.cat(narrow, 1))
         tokens.append(parts["llama_proj"](widened))
     out = _float_norm(parts["layer_norm"], torch.cat(tokens, 1))
+    if "node_prompts" in parts:
+        out = _say_nodes(parts["node_prompts"], out, image.shape[1], fused, stated)
     if "label_prompts" not in parts:
         return out
     logits = parts["query_labels"](asked.queries)
@@ -325,6 +345,7 @@ class KnowledgePrefix(nn.Module):
         state: NodeState | None = None,  # from `node_state`; None: made here
         return_attention: bool = False,  # all attention maps; costs time
         labels: Tensor | None = None,  # (B, 14) of 1, 0, -1, NaN, for `label_prompts` in training
+        stated: Tensor | None = None,  # (B, N) of 1, 0, -1, for `node_prompts` in training
     ) -> PrefixOutput:
         "The tokens of a batch of images. Raises `R2GenKGError` for visual tokens of another shape."
         built_for = (self.num_visual, self.dim_visual)
@@ -342,7 +363,7 @@ class KnowledgePrefix(nn.Module):
             self.parts, image, self.read_bank, return_attention, self.bank_places
         )
         return PrefixOutput(
-            tokens=_to_llm(self.parts, image, fused, asked, labels),
+            tokens=_to_llm(self.parts, image, fused, asked, labels, stated),
             nodes=None if state is None else state.nodes[0],
             queries=asked.queries,
             retrieved=asked.retrieved,

@@ -17,15 +17,15 @@ _OWN = 0.5
 
 
 class LabelPrompts(nn.Module):
-    "A token for each label: present or absent (after PromptMRG; an option, not in the paper)."
+    "A token for each label, or each node: present or absent (after PromptMRG; an option, not in the paper)."
 
     thresholds: Tensor
 
-    def __init__(self, dim_llm: int):
+    def __init__(self, dim_llm: int, count: int = len(LABELS)):  # Q labels or nodes
         super().__init__()
-        self.tokens = nn.Parameter(torch.randn(len(LABELS), 2, dim_llm))
+        self.tokens = nn.Parameter(torch.randn(count, 2, dim_llm))
         #: a label is said to be present at this logit; `fit_thresholds` sets them
-        self.register_buffer("thresholds", torch.zeros(len(LABELS)))
+        self.register_buffer("thresholds", torch.zeros(count))
 
     def forward(
         self,
@@ -34,9 +34,11 @@ class LabelPrompts(nn.Module):
     ) -> Tensor:  # (B, 14, D_llm)
         return self.tokens_of(self.present(logits, labels if self.training else None))
 
-    def tokens_of(self, said: Tensor) -> Tensor:  # (B, 14) bool -> (B, 14, D_llm)
-        "The tokens that say these labels."
-        return torch.where(said[..., None], self.tokens[:, 1], self.tokens[:, 0])
+    def tokens_of(self, said: Tensor, which: Tensor | None = None) -> Tensor:
+        "The tokens (B, Q, D_llm) that say this (B, Q) of all, or (B, k, D_llm) of those at `which` (B, k)."
+        if which is None:
+            return torch.where(said[..., None], self.tokens[:, 1], self.tokens[:, 0])
+        return self.tokens[which, said.gather(1, which).long()]
 
     def present(self, logits: Tensor, labels: Tensor | None = None) -> Tensor:  # (B, 14) bool
         "What the tokens say: the model's own labels, or the true ones in half of the studies."

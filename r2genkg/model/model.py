@@ -161,7 +161,7 @@ class R2GenKG(nn.Module):
     ) -> dict[str, Tensor]:  # loss, logits (B, T, vocabulary)
         "Loss and logits for given reports."
         image = self.encode(pixel_values, visual, view_mask)
-        prompt, output = self.prompt(image, labels=study_labels)
+        prompt, output = self.prompt(image, labels=study_labels, stated=stated_nodes)
         if self.training and self.cfg.train.blind:
             prompt = self._sometimes_blind(prompt)
         report = self.llm.get_input_embeddings()(input_ids[:, :-1]).to(prompt.dtype)
@@ -201,9 +201,10 @@ class R2GenKG(nn.Module):
         return_attention: bool = False,
         state: NodeState | None = None,  # from `node_state`; None: made here
         labels: Tensor | None = None,  # (B, 14), for `label_prompts` in training
+        stated: Tensor | None = None,  # (B, N), for `node_prompts` in training
     ) -> tuple[Tensor, PrefixOutput]:  # (B, L, D), and what the prefix computed
         "BOS, prompt and prefix as input embeddings."
-        output = self.prefix(visual, state, return_attention, labels)
+        output = self.prefix(visual, state, return_attention, labels, stated)
         embed = self.llm.get_input_embeddings()
         before = embed(self.prompt_before).expand(len(visual), -1, -1)
         after = embed(self.prompt_after).expand(len(visual), -1, -1)

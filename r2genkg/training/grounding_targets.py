@@ -76,9 +76,11 @@ _FEWEST = 30  #: validation images that thresholds may be fitted on
 
 
 @torch.no_grad()
-def _query_logits(model: Any, dataset: ReportDataset, batch: int = 32) -> Tensor:  # (S, 14)
-    "What the disease queries say of each image."
-    mode, rows = model.training, []
+def _logits(
+    model: Any, dataset: ReportDataset, batch: int = 32
+) -> tuple[Tensor, Tensor | None]:  # (S, 14), (S, N)
+    "What the disease queries, and grounding if there is any, say of each image."
+    mode, rows, nodes = model.training, [], []
     model.eval()
     state = model.node_state()
     for start in range(0, len(dataset), batch):
@@ -86,14 +88,20 @@ def _query_logits(model: Any, dataset: ReportDataset, batch: int = 32) -> Tensor
         inputs = {k: v.to(model.device) for k, v in Collator(0)(items).items() if k in MODEL_INPUTS}
         output = model.prefix(model.encode(**inputs), state)
         rows.append(model.prefix.parts["query_labels"](output.queries).float().cpu())
+        if output.presence is not None:
+            nodes.append(output.presence.float().cpu())
     model.train(mode)
-    return torch.cat(rows)
+    return torch.cat(rows), torch.cat(nodes) if nodes else None
 
 
 def finish_prompts(model: Any, train_set: ReportDataset, held_out: ReportDataset | None) -> None:
-    "Fit the thresholds of the label prompts, where the model has them."
-    if "label_prompts" not in model.prefix.parts:
+    "Fit the thresholds of label and node prompts, where the model has them."
+    parts = model.prefix.parts
+    if "label_prompts" not in parts:
         return
     enough = held_out is not None and len(held_out) >= _FEWEST
-    logits = _query_logits(model, held_out if enough else train_set)  # type: ignore[arg-type]
-    fit_thresholds(model.prefix.parts["label_prompts"], logits, model.prefix.label_rates.cpu())
+    labels, nodes = _logits(model, held_out if enough else train_set)  # type: ignore[arg-type]
+    fit_thresholds(parts["label_prompts"], labels, model.prefix.label_rates.cpu())
+    if "node_prompts" in parts and nodes is not None and train_set.stated is not None:
+        shares = torch.tensor(train_set.stated.shares()[0], dtype=torch.float32)
+        fit_thresholds(parts["node_prompts"], nodes, shares)

@@ -263,7 +263,8 @@ def train(
     begun = last_checkpoint(work / "checkpoints")
     if not begun and trainer.train_dataset.labels is not None:
         texts = training_texts(config, first_pairs(data.split("train"), config.studies.pairs))
-        write_from_labels(model, texts, trainer.train_dataset.labels, data.cache)
+        learnt = trainer.train_dataset
+        write_from_labels(model, texts, learnt.labels, data.cache, learnt.stated)
     _run_trainer(trainer, begun)
     finish_prompts(model, trainer.train_dataset, _held_out_set(config, data, model, work))
     if _sharded():

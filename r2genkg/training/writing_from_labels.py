@@ -22,17 +22,20 @@ from ..core.hf_trainer import one_card, pad_rows, progress_callback, two_rates
 from ..core.stamps import fingerprint
 from ..core.runtime import best_device, set_seed
 from ..core.weights import load_tensors, weights_key
+from ..kg.statements import STATED, Statements
 from ..model.llm import quiet
 from ..model.model import R2GenKG, target_ids, target_loss
 from .dataset import balanced_chances
 
 # %% ../../nbs/09_training/19_writing_from_labels.ipynb #label-writer
 class _LabelWriter(nn.Module):
-    "The model as `Trainer` wants it, with labels in the place of the image."
+    "The model as `Trainer` wants it, with labels, and nodes if it names any, in the place of the image."
 
     def __init__(self, model: R2GenKG):
         super().__init__()
-        self.llm, self.prompts = model.llm, model.prefix.parts["label_prompts"]
+        parts = model.prefix.parts
+        self.llm, self.prompts = model.llm, parts["label_prompts"]
+        self.node_prompts = parts["node_prompts"] if "node_prompts" in parts else None
         self.before, self.after = model.prompt_before, model.prompt_after
 
     def forward(
@@ -40,39 +43,63 @@ class _LabelWriter(nn.Module):
         input_ids: Tensor,  # (B, T) report tokens, padded on the right
         labels: Tensor,  # (B, T), -100 where nothing is to be learnt
         said: Tensor,  # (B, 14) bool
+        nodes: Tensor | None = None,  # (B, N) bool
+        kept: Tensor | None = None,  # (B, k) positions of the nodes that are named
     ) -> dict[str, Tensor]:
-        embed, count = self.llm.get_input_embeddings(), len(said)
-        before, after = (embed(t).expand(count, -1, -1) for t in (self.before, self.after))
-        report = embed(input_ids[:, :-1])
-        tokens = self.prompts.tokens_of(said).to(report.dtype)
-        embeds = torch.cat([before, tokens, after, report], 1)
+        report = self.llm.get_input_embeddings()(input_ids[:, :-1])
+        embeds = torch.cat([self.prompt(said, nodes, kept).to(report.dtype), report], 1)
         logits = self.llm(inputs_embeds=embeds, use_cache=False).logits
         return {"loss": target_loss(logits[:, -input_ids.shape[1] :], labels)}
 
+    def prompt(
+        self, said: Tensor, nodes: Tensor | None = None, kept: Tensor | None = None
+    ) -> Tensor:  # (B, L, D)
+        "Prompt, nodes and labels as input embeddings."
+        embed, count = self.llm.get_input_embeddings(), len(said)
+        before, after = (embed(t).expand(count, -1, -1) for t in (self.before, self.after))
+        tokens = [self.prompts.tokens_of(said)]
+        if self.node_prompts is not None and nodes is not None:
+            tokens.insert(0, self.node_prompts.tokens_of(nodes, kept))
+        return torch.cat([before, *(t.to(before.dtype) for t in tokens), after], 1)
+
 # %% ../../nbs/09_training/19_writing_from_labels.ipynb #draw-lessons
+def _draw_order(count: int, labels: Tensor, config: Config) -> np.ndarray:
+    "Positions of the reports in the order in which they are learnt."
+    wanted = round(config.llm.label_epochs * count)
+    generator = np.random.default_rng(config.train.seed)
+    if config.train.balance:
+        chances = balanced_chances(labels, config.train.balance)
+        return generator.choice(count, wanted, p=chances)
+    passes = range(-(-wanted // count))
+    return np.concatenate([generator.permutation(count) for _ in passes])[:wanted]
+
+
 def _draw_lessons(
     rows: Sequence[Sequence[int]],  # token ids of the reports
     labels: Tensor,  # (S, 14) of 1, 0, -1, NaN
     config: Config,
+    stated: Statements | None = None,  # nodes of each report, where the model names nodes
+    most: int | None = None,  # nodes that are named; None: all
 ) -> list[dict]:
-    "Reports and their labels in the order in which they are learnt."
-    count = round(config.llm.label_epochs * len(rows))
-    generator = np.random.default_rng(config.train.seed)
-    if config.train.balance:
-        chances = balanced_chances(labels, config.train.balance)
-        order = generator.choice(len(rows), count, p=chances)
-    else:
-        passes = range(-(-count // len(rows)))
-        order = np.concatenate([generator.permutation(len(rows)) for _ in passes])[:count]
+    "Reports, their labels and their nodes in the order in which they are learnt."
+    lessons = []
     said = (labels == 1).tolist()
-    return [{"ids": rows[i], "said": said[i]} for i in order]
+    for i in map(int, _draw_order(len(rows), labels, config)):
+        lesson = {"ids": rows[i], "said": said[i]}
+        if stated is not None:
+            nodes = stated.row(i)[0] == STATED
+            lesson["nodes"] = nodes.tolist()
+            lesson["kept"] = np.argsort(~nodes, kind="stable")[:most].tolist()
+        lessons.append(lesson)
+    return lessons
 
 
 def _collate_lessons(lessons: Sequence[dict]) -> dict[str, Tensor]:
     "A batch, padded on the right."
     ids = [lesson["ids"] for lesson in lessons]
-    said = torch.tensor([lesson["said"] for lesson in lessons])
-    return {"input_ids": pad_rows(ids, 0), "labels": pad_rows(ids, -100), "said": said}
+    names = [name for name in ("said", "nodes", "kept") if name in lessons[0]]
+    batch = {name: torch.tensor([lesson[name] for lesson in lessons]) for name in names}
+    return {"input_ids": pad_rows(ids, 0), "labels": pad_rows(ids, -100), **batch}
 
 # %% ../../nbs/09_training/19_writing_from_labels.ipynb #lesson-arguments
 _BATCH = 32  #: reports in a step, all processes together
@@ -133,6 +160,7 @@ def write_from_labels(
     texts: Sequence[str],  # training reports
     labels: Tensor,  # (S, 14) of 1, 0, -1, NaN: theirs
     cache: Path | None = None,  # folder that keeps the result for the next run
+    stated: Statements | None = None,  # nodes of the reports; for `node_prompts`
 ) -> None:
     "Teach the language model of `model` to write from its label prompts; does nothing without `llm.label_epochs`."
     config = model.cfg
@@ -140,7 +168,8 @@ def write_from_labels(
         return
     writer = _LabelWriter(model).train()
     rows = target_ids(texts, model.tokenizer, config.train.target_length)
-    lessons = _draw_lessons(rows, labels, config)
+    named = stated if writer.node_prompts is not None else None
+    lessons = _draw_lessons(rows, labels, config, named, config.model.prune_kg)
     if cache is None or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         _learn(writer, lessons, config)
     else:
