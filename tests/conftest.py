@@ -1,5 +1,6 @@
 """Shared helpers of the cross-cutting tests."""
 
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -16,13 +17,22 @@ SHARED = (
 
 #: Files whose tests take longest, longest first.
 LONGEST = (
-    "test_cli",
     "test_kills",
-    "test_vision_tokens",
+    "test_cli",
     "test_train",
+    "test_vision_tokens",
     "test_grid",
-    "test_metrics",
     "test_report",
+    "test_app_faults",
+    "test_packaging",
+    "test_metrics",
+    "test_graph",
+    "test_llm_annotator",
+    "test_extractor",
+    "test_places",
+    "test_ddp",
+    "test_gpu_check",
+    "test_ends",
 )
 
 
@@ -30,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files begin first, so that no process is left alone with one at the end."""
     order = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries have made stays: no collection of garbage has to look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

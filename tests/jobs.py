@@ -1,5 +1,6 @@
 """Commands of the program in processes forked from a server with the libraries (`processes` in conftest)."""
 
+import gc
 import os
 import sys
 import warnings
@@ -17,6 +18,8 @@ from r2genkg.text.labels import get_labeler
 
 annotate(["The lungs are clear."])  # vocabulary and tokenizer, too, are read once
 get_labeler("rules")
+gc.collect()
+gc.freeze()  # a command does not look through the libraries for garbage again and again
 
 
 def job(args: list[str], log: str, errors: str = "", cwd: str = ".") -> None:

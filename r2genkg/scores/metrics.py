@@ -116,13 +116,24 @@ def _label_tables(
     rule = getattr(get_labeler(labels), "no_finding", "chexbert")
     return _label(refs, hypos, labels, workers), rule
 
-# %% ../../nbs/08_scores/05_metrics.ipynb #evaluate_reports
+# %% ../../nbs/08_scores/05_metrics.ipynb #graph-score-parts
 def _note_step(texts: Sequence[str], step: str) -> None:
     "Say on standard error what is being scored, where it takes minutes."
     if len(texts) >= 2_000:
         print(f"scoring {len(texts):,} pairs: {step}", file=sys.stderr, flush=True)
 
 
+def _graph_score_parts(
+    refs: list[str], hypos: list[str], annotations: Any, m3kg: M3KG | None, workers: int
+) -> dict[str, StudyStats]:
+    "Graph scores study by study; the reports are annotated here where annotations are not given."
+    if not isinstance(annotations, tuple):
+        _note_step(refs, "entities and relations")
+        annotations = _annotate(refs, hypos, annotations, workers)
+    known, written = annotations
+    return graph_score_stats(known, written, m3kg)
+
+# %% ../../nbs/08_scores/05_metrics.ipynb #evaluate_reports
 def evaluate_reports(
     refs: Sequence[str],  # reference reports
     hypos: Sequence[str],  # generated reports, in the same order
@@ -155,11 +166,7 @@ def evaluate_reports(
         found |= ce_stats(labels[0], labels[1], no_finding=rule)
     if annotations is not None:
         settings["annotations"] = _name(annotations)
-        if not isinstance(annotations, tuple):
-            _note_step(refs, "entities and relations")
-            annotations = _annotate(refs, hypos, annotations, workers)
-        known, written = annotations
-        found |= graph_score_stats(known, written, m3kg)
+        found |= _graph_score_parts(refs, hypos, annotations, m3kg, workers)
     scores |= {key: stat.total() for key, stat in found.items()}
     if radeval:
         scores |= _radeval_scores(refs, hypos, radeval)

@@ -165,10 +165,15 @@ def _llm_options(
         changes["prices"] = {**values["prices"], **own}
     return type(settings).model_validate(values | changes)
 
+# %% ../../nbs/10_use/21_data_commands.ipynb #as-option
+def _as_option(name: str) -> str:
+    "A parameter's name as it is written on the command line."
+    return f"--{name.replace('_', '-')}"
+
 # %% ../../nbs/10_use/21_data_commands.ipynb #refuse-llm-options
 def _refuse_llm_options(annotator: str, given: dict[str, Any]) -> None:
     "Raise `R2GenKGError` for an option of language models that was given to another annotator."
-    odd = [name for name, value in given.items() if value]
+    odd = [_as_option(name) for name, value in given.items() if value]
     if odd:
         raise R2GenKGError(f"{odd[0]} is for --annotator llm:MODEL, not for {annotator}")
 
@@ -201,25 +206,15 @@ paying twice."""
     out = out or Path("annotations.jsonl")  # answers of earlier runs beside it count
     check_output_path(out, studies)
     kind, _, spec = annotator.partition(":")
-    options = {
-        "allow_external": allow_external or None,
-        "max_cost": max_cost,
-        "base_url": base_url or None,
-        "concurrency": concurrency,
-    }
+    options = {"allow_external": allow_external or None, "max_cost": max_cost}
+    options |= {"base_url": base_url or None, "concurrency": concurrency}
     if kind != "llm":
         own = {"price_input": price_input, "price_output": price_output}
         flags = {"dry_run": dry_run, "partial": partial, "api_key_env": api_key_env}
-        given = options | own | flags
-        _refuse_llm_options(annotator, {_as_option(name): given[name] for name in given})
+        _refuse_llm_options(annotator, options | own | flags)
         return show(annotate_file(studies, out, annotator, section, sample, workers), as_json)
     settings = _llm_options(spec, api_key_env, (price_input, price_output), **options)
     show(annotate_file_with_llm(studies, out, settings, section, sample, dry_run, partial), as_json)
-
-# %% ../../nbs/10_use/21_data_commands.ipynb #as-option
-def _as_option(name: str) -> str:
-    "A parameter's name as it is written on the command line."
-    return f"--{name.replace('_', '-')}"
 
 # %% ../../nbs/10_use/21_data_commands.ipynb #label
 _ReportTable = Annotated[Path, typer.Argument(help="csv with a column of reports.")]

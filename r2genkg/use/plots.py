@@ -73,12 +73,12 @@ def save_figure(
     "Write `name.png` (150 dpi), `name.svg` and `name.json` (the caption); gives the PNG's path."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix in ("svg", "png"):
-        path = folder / f"{name}.{suffix}"
-        with atomic_path(path) as tmp:
+    for suffix in ("png", "svg"):
+        with atomic_path(folder / f"{name}.{suffix}") as tmp:
             fig.savefig(tmp, format=suffix, dpi=PRINT_DPI)
+        fig.set_layout_engine("none")  # the places of the first picture hold for the second
     write_json(folder / f"{name}.json", {"caption": caption})
-    return path
+    return folder / f"{name}.png"
 
 # %% ../../nbs/10_use/00_plots.ipynb #wrapped
 def _wrapped(text: str, width: int = 14) -> str:

@@ -21,16 +21,26 @@ from r2genkg.vision.vision_tokens import VisionTokens
 PROGRAM = [sys.executable, "-c", "from r2genkg.use.commands import main; main()"]
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory) -> Path:
-    """Enough reports for two workers, all different."""
-    file = tmp_path_factory.mktemp("reports") / "r.csv"
+def reports(file: Path, count: int) -> Path:
+    """A table of reports, all different."""
     rows = [
         f"r{n},a.png,Small left pleural effusion of {n} mm. The heart is {n} cm wide. No edema {n}."
-        for n in range(8_000)
+        for n in range(count)
     ]
     file.write_text("id,image,findings\n" + "\n".join(rows) + "\n")
     return file
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    """Enough reports for two workers, and for a signal while they are read."""
+    return reports(tmp_path_factory.mktemp("reports") / "r.csv", 8_000)
+
+
+@pytest.fixture(scope="module")
+def short_table(tmp_path_factory) -> Path:
+    """Few reports: a command that has enough memory is soon through them."""
+    return reports(tmp_path_factory.mktemp("reports") / "r.csv", 200)
 
 
 def started(args: list, folder: Path, **options) -> subprocess.Popen:
@@ -102,12 +112,21 @@ def test_workers_end_with_a_killed_parent(table, tmp_path):
 
 @pytest.mark.parametrize("mebibytes", [300, 700, 1500])
 @pytest.mark.parametrize("name", ["annotate", "label", "kg build"])
-def test_little_memory(table, tmp_path, name, mebibytes):
+def test_little_memory(short_table, tmp_path, name, mebibytes):
     """The command ends as usual or with one line."""
     args = {
-        "annotate": ["annotate", table, "--sample", 20, "--out", tmp_path / "a.jsonl"],
-        "label": ["label", table, "--out", tmp_path / "l.csv", "--workers", 1],
-        "kg build": ["kg", "build", "--studies", table, "--out", tmp_path / "g", "--workers", 1],
+        "annotate": ["annotate", short_table, "--sample", 20, "--out", tmp_path / "a.jsonl"],
+        "label": ["label", short_table, "--out", tmp_path / "l.csv", "--workers", 1],
+        "kg build": [
+            "kg",
+            "build",
+            "--studies",
+            short_table,
+            "--out",
+            tmp_path / "g",
+            "--workers",
+            1,
+        ],
     }[name]
     most = mebibytes * 2**20
     process = started(
@@ -117,7 +136,7 @@ def test_little_memory(table, tmp_path, name, mebibytes):
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
     )
     try:
-        errors = process.communicate(timeout=15 if mebibytes == 1500 else 60)[1]
+        errors = process.communicate(timeout=60)[1]
     except subprocess.TimeoutExpired:  # it has enough and works
         process.kill()
         process.communicate()
@@ -234,8 +253,8 @@ def test_words_for_numbers_in_a_run(toy, tmp_path, name):
         assert "\n" not in str(e) and str(tmp_path) in str(e)
 
 
-def test_words_for_numbers_in_a_graph(table, tmp_path, run):
-    run("kg", "build", "--studies", table, "--out", "g", "--workers", 1, cwd=tmp_path)
+def test_words_for_numbers_in_a_graph(short_table, tmp_path, run):
+    run("kg", "build", "--studies", short_table, "--out", "g", "--workers", 1, cwd=tmp_path)
     file = tmp_path / "g" / "meta.json"
     file.write_text(json.dumps(worded(json.loads(file.read_text()))))
     try:

@@ -222,24 +222,30 @@ def test_graph_from_a_table(run, tmp_path):
 
 def test_options_without_effect_are_refused_before_the_slow_imports(tmp_path):
     script = (
-        "import sys\nfrom r2genkg.use.commands import main\n"
-        "try: main(sys.argv[1:])\n"
-        "except SystemExit as e: sys.exit(0 if e.code == 1 and 'torch' not in sys.modules else 2)"
+        "import json, sys\nfrom r2genkg.use.commands import main\n"
+        "for args in json.loads(sys.argv[1]):\n"
+        "    try: main(args)\n"
+        "    except SystemExit as e:\n"
+        "        if e.code != 1 or 'torch' in sys.modules: sys.exit(2)\n"
+        "    else: sys.exit(3)"
     )
     build = ["kg", "build", "--annotations", "a.jsonl", "--out", "g"]
-    for more in (
+    options = (
         ["--annotator", "magic"],
         ["--section", "findings"],
         ["--embedder", "minilm"],
         ["--split", "train"],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", script, *build, *more],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
-        assert not done.returncode and done.stderr.startswith(f"r2genkg: {more[0]} "), done.stderr
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps([[*build, *more] for more in options])],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    faults = done.stderr.splitlines()
+    assert not done.returncode and len(faults) == len(options), done.stderr
+    for (name, _), fault in zip(options, faults):
+        assert fault.startswith(f"r2genkg: {name} "), fault
 
 
 def test_linker_table_from_umls(run, tmp_path):
