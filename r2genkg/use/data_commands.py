@@ -230,7 +230,9 @@ _LabelsOut = Annotated[
         "(JSON Lines as in chexbert_labels of CheXpert Plus; give --key)."
     ),
 ]
-_Column = Annotated[str, typer.Option(help="The column of reports.")]
+_Column = Annotated[
+    str, typer.Option(help="The column of reports; capitals, blanks and signs do not count.")
+]
 _Key = Annotated[
     str,
     typer.Option(
@@ -319,6 +321,7 @@ def label_command(
     as_json: AsJson = False,
 ) -> None:
     "The 14 CheXpert labels of every report: 1 positive, 0 negative, -1 uncertain, empty (null) not mentioned."
+    from r2genkg.data.readers import column_like
     from r2genkg.text.label_files import read_labels, write_labels
     from r2genkg.text.labels import label_reports
 
@@ -328,6 +331,7 @@ def label_command(
         )
     check_output_path(out, table, compare)
     _check_explain(explain, labeler, table, compare, out)
+    column, key = column_like(table, column), key and column_like(table, key)
     rows = csv_data_frame(table, column, *([key] if key else []))
     other = read_labels(compare) if compare else None  # faults before the work
     texts, names = rows[column].tolist(), rows[key or column].tolist()
