@@ -7,6 +7,7 @@
 
 import argparse
 import ast
+import json
 import re
 import shutil
 import sys
@@ -50,16 +51,53 @@ def to_repository(text: str) -> str:
     return re.sub(r"\]\((?!https?:|#|mailto:)([^)\s]+)\)", target, text)
 
 
+#: Cells that a reader of the site does not need: installation, imports of tests, the name of the module.
+HIDDEN = re.compile(r"#\|\s*(hide|default_exp)")
+DIRECTIVES = re.compile(r"^#\|.*\n?", re.M)
+BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\(([^)]*)\)")
+CODE_OR_MATH = re.compile(r"(`+.+?`+)|\$\$(.+?)\$\$|(?<![\\$])\$(?!\s)([^$\n]+?)\$", re.S)
+
+
+def with_mathml(text: str) -> str:
+    """Formulas in the form that browsers draw by themselves."""
+    from latex2mathml.converter import convert
+
+    def drawn(match: re.Match) -> str:
+        if match[1]:
+            return match[0]
+        return convert(match[2] or match[3], display="block" if match[2] else "inline")
+
+    return CODE_OR_MATH.sub(drawn, text)
+
+
+def with_page_links(text: str) -> str:
+    """Links to notebooks lead to their pages; a badge, which would be fetched, becomes a link."""
+    text = re.sub(r"(\]\((?!https?:)[^)\s\"]+)\.ipynb", r"\1.html", text)
+    text = text.replace("benchmarks/README.md)", "benchmarks/index.html)")
+    return BADGE.sub(r"[Open in Colab](\1)", text)
+
+
+def notebook_page(notebook: dict) -> dict:
+    """What of a notebook is shown."""
+    cells = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            cells.append({**cell, "source": with_mathml(with_page_links(source))})
+        elif not HIDDEN.match(source):
+            cells.append({**cell, "source": DIRECTIVES.sub("", source)})
+    return {**notebook, "cells": cells}
+
+
 def copy_notebooks() -> None:
-    """Notebooks as pages; links between them lead to pages."""
+    """Notebooks as pages, and the figures."""
     for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
         if ".ipynb_checkpoints" in path.parts or path.name == "index.ipynb":
             continue
-        text = path.read_text(encoding="utf-8")
-        text = re.sub(r"(\]\((?!https?:)[^)\s\"]+)\.ipynb", r"\1.html", text)
-        text = text.replace("benchmarks/README.md)", "benchmarks/index.html)")
-        write(str(path.relative_to(ROOT)), text)
+        page = notebook_page(json.loads(path.read_text(encoding="utf-8")))
+        write(str(path.relative_to(ROOT)), json.dumps(page))
     shutil.copytree(ROOT / "figures", SRC / "figures", dirs_exist_ok=True)
+    write("extra.css", (ROOT / "docs" / "extra.css").read_text(encoding="utf-8"))
 
 
 def public_names() -> dict[str, str]:

@@ -44,3 +44,10 @@ def test_figures_are_shown_at_100_dpi(cells):
     """Saved pictures have 150; a smaller number makes letters unreadable."""
     found = [m for c in cells if c.cell_type == "code" for m in DPI.findall(c.source)]
     assert {int(a or b) for a, b in found} <= {100, 150}
+
+
+def test_figures_are_drawn_and_not_only_named(cells):
+    """Without this line a cell that ends in a figure prints `<Figure size ...>`."""
+    code = "\n".join(c.source for c in cells if c.cell_type == "code")
+    ends_in_figure = re.search(r"^(fig|figure|ax)$", code, re.M)
+    assert not ends_in_figure or "%matplotlib inline" in code or "import matplotlib.pyplot" in code

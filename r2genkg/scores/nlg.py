@@ -201,13 +201,15 @@ def _meteor_scores(
         return None
     gts, res = ({i: [_one_line(text)] for i, text in enumerate(texts)} for texts in (refs, hypos))
     process = _Meteor()
-    clock = threading.Timer(timeout or 300 + len(refs), process.meteor_p.kill)
+    limit = timeout or 300 + len(refs)
+    clock = threading.Timer(limit, process.meteor_p.kill)
     clock.start()
     try:
         total, each = process.compute_score(gts, res)
     except (OSError, ValueError) as e:
+        late = "" if clock.is_alive() else f"no answer in {limit:,.0f} s"
         errors = process.close().strip().splitlines()
-        why = errors[0] if errors else type(e).__name__
+        why = late or (errors[0] if errors else type(e).__name__)
         warnings.warn(f"METEOR is None: its Java process failed ({why})", stacklevel=2)
         return None
     finally:

@@ -24,7 +24,7 @@ from ..training.run import Run
 from .evidence import sentence_ranges
 from .figures import find_study, read_views
 from .mechanism_audit import look_at
-from .plots import new_figure, save_figure
+from .plots import SMALL, new_figure, save_figure
 from ..vision.mechanism import own_measures, own_weights, plot_own, row_distances
 
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #plot-presence
@@ -38,18 +38,18 @@ def plot_presence(
     order = np.argsort(-chance, kind="stable")
     missed = [n for n in order[count:] if stated[n] == 1][:8]
     shown = [*order[:count], *missed]
-    fig, axes = new_figure(5.6, 0.14 * len(shown) + 0.6)
+    fig, axes = new_figure(6.4, 0.19 * len(shown) + 0.7)
     ax, place = axes[0, 0], np.arange(len(shown))
     colours = [{1: "#0072B2", -1: "#999999"}.get(int(stated[n]), "#D55E00") for n in shown]
     ax.barh(place, chance[shown], color=colours)
     for row, n in zip(place, shown):
-        ax.text(chance[n] + 0.01, row, f"{chance[n]:.2f}", va="center", fontsize=5)
+        ax.text(chance[n] + 0.01, row, f"{chance[n]:.2f}", va="center", fontsize=SMALL)
     if missed:
         ax.axhline(count - 0.5, color="black", lw=0.6, ls="--")
-    ax.set_yticks(place, [names[n] for n in shown], fontsize=5)
+    ax.set_yticks(place, [names[n] for n in shown], fontsize=SMALL)
     ax.set(xlim=(0, 1.08), xlabel="probability that the image shows the node")
     ax.invert_yaxis()
-    ax.set_title("blue: the report states it; orange: it does not; gray: possible", fontsize=6)
+    ax.set_title("blue: the report states it; orange: it does not; gray: possible", fontsize=SMALL)
     return fig
 
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #swap-loss
@@ -95,15 +95,15 @@ def swapped_loss(
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #plot-swapped
 def plot_swapped(losses: pd.DataFrame) -> Figure:  # from `swapped_loss`
     "Nats per token that each sentence loses with another study's group."
-    fig, axes = new_figure(5.4, 0.9 + 0.32 * len(losses))
+    fig, axes = new_figure(7.2, 1 + 0.36 * len(losses))
     ax, values = axes[0, 0], losses.to_numpy()
     picture = ax.imshow(values, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
     for y, x in np.ndindex(values.shape):
-        ax.text(x, y, f"{values[y, x]:.2f}", ha="center", va="center", fontsize=6)
+        ax.text(x, y, f"{values[y, x]:.2f}", ha="center", va="center", fontsize=SMALL)
     shown = [s if len(s) < 46 else f"{s[:42]} ..." for s in losses.index]
-    ax.set_xticks(range(values.shape[1]), losses.columns, fontsize=6)
-    ax.set_yticks(range(len(losses)), shown, fontsize=6)
-    fig.colorbar(picture, ax=ax, shrink=0.9).set_label("nats per token lost", fontsize=6)
+    ax.set_xticks(range(values.shape[1]), losses.columns, fontsize=SMALL)
+    ax.set_yticks(range(len(losses)), shown, fontsize=SMALL)
+    fig.colorbar(picture, ax=ax, shrink=0.9).set_label("nats per token lost", fontsize=SMALL)
     return fig
 
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #presence-figure
