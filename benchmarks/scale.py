@@ -2,7 +2,6 @@
 
     python benchmarks/scale.py                                   # 10,000 to 250,000 reports, 1 and 2 workers
     python benchmarks/scale.py --sizes 1000000 --commands "kg build" annotate label --out FILE
-    python benchmarks/scale.py --commands score --sizes 20000    # pairs; beside pycocoevalcap alone plus the labels
 
 The reports are the packaged Open-i findings with changed words (`perturbed` of graph.py). Each command runs as a user
 runs it, in a process of its own. The memory is the largest sum of the resident memory of that process and its workers,
@@ -24,21 +23,6 @@ from pathlib import Path
 from graph import perturbed
 
 PROGRAM = [sys.executable, "-c", "from r2genkg.use.commands import main; main()"]
-#: What pycocoevalcap and the labels take without this package's command around them.
-ALONE = """
-import json, sys
-from r2genkg.text.labels import label_reports
-from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.meteor.meteor import Meteor
-from pycocoevalcap.rouge.rouge import Rouge
-refs, hypos = (json.load(open(path)) for path in sys.argv[1:])
-for scorer in (Bleu(4), Meteor(), Rouge(), Cider()):
-    scorer.compute_score(refs, hypos)
-label_reports([text for side in (refs, hypos) for (text,) in side.values()])
-"""
-
-
 def write_reports(path: Path, count: int) -> None:
     "A table of reports."
     with open(path, "w", newline="", encoding="utf-8") as file:

@@ -6,7 +6,7 @@ import warnings
 
 import r2genkg.use.commands
 import r2genkg.use.demo
-import r2genkg.scores.nlg
+import r2genkg.scores.meteor
 import r2genkg.training.pipeline
 import r2genkg.use.image_reports
 import r2genkg.training.tables
@@ -26,7 +26,7 @@ def job(args: list[str], log: str, errors: str = "", cwd: str = ".") -> None:
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    r2genkg.scores.nlg.java_available = lambda: False
+    r2genkg.scores.meteor.java_available = lambda: False
     with open(log, "a", buffering=1) as out, open(errors or log, "a", buffering=1) as err:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
