@@ -19,7 +19,8 @@ from r2genkg.data.images import to_pixels
 from r2genkg.data.study import LABELS, label_matrix
 from r2genkg.kg.statements import Statements
 from r2genkg.model.cross_attention import attention_spread
-from r2genkg.model.fusion import KnowledgePrefix, PrefixOutput, grounding_losses, label_losses
+from r2genkg.model.fusion import KnowledgePrefix, PrefixOutput
+from r2genkg.model.prefix_losses import grounding_losses, label_losses
 from r2genkg.model.label_prompts import LabelPrompts, fit_thresholds
 from r2genkg.model.places import label_maps
 from r2genkg.model.whitening import whiten_visual

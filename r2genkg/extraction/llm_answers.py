@@ -57,7 +57,11 @@ def _joined_values(text: str) -> Any:
     while match := _OPENING.search(text, end):
         try:
             value, end = json.JSONDecoder().raw_decode(text, match.start())
-        except (ValueError, RecursionError):
+        except RecursionError:
+            return (
+                None  # nested more deeply than any answer; each bracket inside would be tried again
+            )
+        except ValueError:
             if match[0] == "{":
                 return None  # cut or broken
             end = match.end()  # a bracket among words

@@ -22,7 +22,7 @@ from ..core.files import R2GenKGError
 from ..kg.scales import ScaleGraph
 from ..vision.vision_tokens import VisionTokens
 from .fusion import KnowledgePrefix, NodeState, PrefixOutput
-from .fusion import grounding_losses, label_losses
+from .prefix_losses import grounding_losses, label_losses
 from .places import label_maps
 from .checkpoint import ModelParts, load_parts, save_parts
 from .adapters import base_model, recompute_frozen

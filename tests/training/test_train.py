@@ -20,7 +20,7 @@ from r2genkg.training.dataset import FILLER, Collator, make_dataset
 from r2genkg.core.files import R2GenKGError
 from r2genkg.core.config import load_config
 from r2genkg.core.runtime import set_seed
-from r2genkg.model.fusion import label_losses
+from r2genkg.model.prefix_losses import label_losses
 from r2genkg.model.model import R2GenKG
 from r2genkg.core.hf_trainer import last_checkpoint
 from r2genkg.training.train import build_model, check_begun, make_trainer, train
