@@ -4,7 +4,7 @@
     python benchmarks/score.py --pairs 2000 --out benchmarks/results/score.json
 
 The pairs are the packaged Open-i findings with changed words (`perturbed` of graph.py), changed otherwise on each side.
-Both run one after the other, each in a process of its own as a user runs it, METEOR's Java included. `score` gives more:
+Both run one after the other, each in a process of its own as a user runs it, with METEOR's Java. `score` gives more:
 graph scores, every variant of clinical efficacy, and the numbers per study. Seconds are those of the clock; processor
 seconds depend less on what else the machine does. The memory is the largest sum of the resident memory of a process and
 all below it, sampled four times a second. The scores of both are compared.

@@ -10,8 +10,8 @@ import json, typer
 from pathlib import Path
 from typing import Annotated, Any, Optional
 from ..core.files import R2GenKGError, atomic_path, check_output_path
-from ..data.tabular import csv_data_frame
-from .console import GROUP, AsJson, Section, show, Strict, Workers
+from ..data.tabular import csv_rows
+from .console import GROUP, AsJson, Raw, Section, show, Strict, Workers
 
 # %% ../../nbs/10_use/21_data_commands.ipynb #data
 data = typer.Typer(**GROUP, help="Download and prepare data sets.")
@@ -244,12 +244,6 @@ _Labeler = Annotated[
         help="rules | rules:chexpert (No Finding by CheXpert's bare rule) | chexbert:FILE"
     ),
 ]
-_Raw = Annotated[
-    bool,
-    typer.Option(
-        "--raw", help="csv: do not quote cells that a spreadsheet would run as formulas (= + - @)."
-    ),
-]
 _Compare = Annotated[
     Optional[Path],
     typer.Option(
@@ -315,7 +309,7 @@ def label_command(
     compare: _Compare = None,
     explain: _Explain = None,
     workers: Workers = 0,
-    raw: _Raw = False,
+    raw: Raw = False,
     as_json: AsJson = False,
 ) -> None:
     "The 14 CheXpert labels of every report: 1 positive, 0 negative, -1 uncertain, empty (null) not mentioned."
@@ -328,9 +322,11 @@ def label_command(
         )
     check_output_path(out, table, compare)
     _check_explain(explain, labeler, table, compare, out)
-    rows = csv_data_frame(table, column, *([key] if key else []))
+    texts, names = [], []
+    for _, row in csv_rows(table, (column, *([key] if key else []))):
+        texts.append(row[column])
+        names.append(row[key or column])
     other = read_labels(compare) if compare else None  # faults before the work
-    texts, names = rows[column].tolist(), rows[key or column].tolist()
     labels = label_reports(texts, labeler, workers)
     write_labels(out, labels, names, key, raw)
     if explain:

@@ -25,7 +25,7 @@ from .evidence import sentence_ranges
 from .figures import find_study, read_views
 from .mechanism_audit import look_at
 from .plots import new_figure, save_figure
-from ..vision.mechanism import own_measures, own_weights, plot_own, row_distances
+from ..vision.mechanism import own_measures, plot_own
 
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #plot-presence
 def plot_presence(
@@ -128,11 +128,10 @@ def _presence_figure(run: Run, study: Study, folder: str | Path) -> Path | None:
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #own-figure
 def _own_figure(run: Run, studies: Sequence[Study], folder: str | Path) -> Path | None:
     "Weight on the own label, present and absent; None without retrieval or a label with enough studies."
-    seen = look_at(run.model, studies)
-    if seen.retrieval is None:
+    seen = look_at(run.model, studies, run.bank)
+    if seen.own is None or seen.distances is None:
         return None
-    own = own_weights(seen.retrieval, run.bank.table.label.tolist())
-    found, table = own_measures(own, label_matrix(studies), row_distances(seen.retrieval))
+    found, table = own_measures(seen.own, label_matrix(studies), seen.distances)
     if not len(table):
         return None
     numbers = {name: found[f"retrieval/{name}"] for name in ("own_present", "own_absent", "auroc")}
