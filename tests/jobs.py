@@ -54,3 +54,11 @@ def limited_job(args: list[str], log: str, limit: int) -> None:
         os.close(1)
         os.close(2)
         keeper.wait(20)
+
+
+def job_in(temporary: str, args: list[str], log: str, cwd: str) -> None:
+    """`job` with a temporary folder of its own."""
+    import tempfile
+
+    os.environ["TMPDIR"] = tempfile.tempdir = temporary
+    job(args, log, cwd=cwd)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['clean_value', 'visible', 'plain_text', 'listed', 'check_study_id', 'safe_cell', 'plain_cell', 'safe_frame',
-           'join_image', 'read_tree', 'csv_rows', 'read_table', 'csv_data_frame']
+           'join_image', 'read_tree', 'text_lines', 'table_faults', 'csv_rows', 'read_table', 'csv_data_frame']
 
 # %% ../../nbs/01_data/00_tabular.ipynb #code-2
 import csv, gzip, math, os, re, zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -167,15 +168,49 @@ def _separator_fault(header: list[str]) -> str:
             return f"its columns are separated by {name}; save it with commas between the columns"
     return ""
 
+# %% ../../nbs/01_data/00_tabular.ipynb #table-faults
+#: Characters of a line that no table needs.
+_LONGEST = 20_000_000
+
+
+def text_lines(file: TextIO, path: str | Path) -> Iterator[str]:
+    "Lines of an open file. Raises `R2GenKGError` for one that would fill the memory, as a packed file can."
+    number = 0
+    while line := file.readline(_LONGEST):
+        number += 1
+        if len(line) >= _LONGEST:
+            raise R2GenKGError(
+                f"{path}: line {number} has {_LONGEST:,} characters or more; is it a table?"
+            )
+        yield line
+
+
+@contextmanager
+def table_faults(path: str | Path) -> Iterator[None]:
+    "Faults of reading a table as `R2GenKGError` that names the file."
+    try:
+        yield
+    except FileNotFoundError:
+        raise R2GenKGError(f"{path}: no such file") from None
+    except UnicodeDecodeError as e:
+        raise R2GenKGError(
+            f"{path}: not UTF-8 text ({e.reason}); save the table as UTF-8"
+        ) from None
+    except csv.Error as e:
+        raise R2GenKGError(f"{path}: not a well-formed csv table: {e}") from None
+    except (OSError, EOFError, zlib.error) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise R2GenKGError(f"{path}: cannot be read: {reason}") from None
+
 # %% ../../nbs/01_data/00_tabular.ipynb #csv_rows
 def csv_rows(
     path: str | Path,  # csv file or .csv.gz, UTF-8 with or without a byte-order mark
     needed: Sequence[str] = (),  # columns that must be there
 ) -> Iterator[tuple[str, dict[str, str]]]:  # (file and line, column -> cell as written)
     "Rows of a csv file. Raises `R2GenKGError` for other encodings, columns and row lengths."
-    try:
-        with _open_table(path) as file:
-            reader = csv.reader(file, strict=True)
+    with table_faults(path), _open_table(path) as file:
+        reader = csv.reader(text_lines(file, path), strict=True)
+        try:
             header = [name.strip() for name in next(reader, [])]
             fault = _separator_fault(header)
             if fault:
@@ -190,19 +225,10 @@ def csv_rows(
                         f"{where}: {len(cells)} fields, but the header has {len(header)}"
                     )
                 yield where, dict(zip(header, cells, strict=True))
-    except FileNotFoundError:
-        raise R2GenKGError(f"{path}: no such file") from None
-    except UnicodeDecodeError as e:
-        raise R2GenKGError(
-            f"{path}: not UTF-8 text ({e.reason}); save the table as UTF-8"
-        ) from None
-    except csv.Error as e:
-        raise R2GenKGError(
-            f"{path}: line {reader.line_num}: not a well-formed csv table: {e}"
-        ) from None
-    except (OSError, EOFError, zlib.error) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise R2GenKGError(f"{path}: cannot be read: {reason}") from None
+        except csv.Error as e:
+            raise R2GenKGError(
+                f"{path}: line {reader.line_num}: not a well-formed csv table: {e}"
+            ) from None
 
 # %% ../../nbs/01_data/00_tabular.ipynb #csv-columns
 def csv_columns(path: str | Path) -> list[str]:

@@ -191,7 +191,7 @@ def audit_mechanism(
     """
     if studies is None:
         studies = [s for s in run.studies if s.split == "test" and s.images]
-    seen = look_at(run.model, studies, run.bank)
+    seen = look_at(run.model, studies, run.bank if run.config.model.use_retrieval else None)
     if seen.own is None and seen.kg2v is None and seen.v2kg is None:
         raise R2GenKGError(
             f"{run.folder}: this run has neither retrieval nor a graph: there is nothing to audit"

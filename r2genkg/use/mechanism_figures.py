@@ -128,9 +128,10 @@ def _presence_figure(run: Run, study: Study, folder: str | Path) -> Path | None:
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #own-figure
 def _own_figure(run: Run, studies: Sequence[Study], folder: str | Path) -> Path | None:
     "Weight on the own label, present and absent; None without retrieval or a label with enough studies."
-    seen = look_at(run.model, studies, run.bank)
-    if seen.own is None or seen.distances is None:
+    if not run.config.model.use_retrieval:
         return None
+    seen = look_at(run.model, studies, run.bank)
+    assert seen.own is not None and seen.distances is not None
     found, table = own_measures(seen.own, label_matrix(studies), seen.distances)
     if not len(table):
         return None
