@@ -13,8 +13,6 @@ import pandas as pd
 import pytest
 
 import r2genkg
-import r2genkg.training.tables
-import r2genkg.use.run_audit
 from r2genkg.data.study import LABELS
 from r2genkg.extraction.annotate import annotate
 from r2genkg.kg.build import build_graph
@@ -22,8 +20,6 @@ from r2genkg.kg.exchange import export_graph, import_m3kg
 from r2genkg.kg.graph import M3KG
 from r2genkg.kg.merging import GraphOptions
 from r2genkg.text.label_files import write_labels
-from r2genkg.training.grid import load_grid
-from r2genkg.training.table_files import write_table
 
 HOSTILE = [
     '=HYPERLINK("http://evil.example";"x")',
@@ -108,6 +104,10 @@ def test_labels(tmp_path, cell):
 @pytest.mark.parametrize("cell", HOSTILE)
 def test_tables_of_the_paper(tmp_path, monkeypatch, cell):
     """The table, and the tests behind it."""
+    import r2genkg.training.tables
+    from r2genkg.training.grid import load_grid
+    from r2genkg.training.table_files import write_table
+
     table = pd.DataFrame({cell: ["0.1", cell]}, index=["full", cell])
     write_table(table, "t", tmp_path / "one")
     check(tmp_path / "one", cell)
@@ -124,6 +124,8 @@ def test_tables_of_the_paper(tmp_path, monkeypatch, cell):
 
 @pytest.mark.parametrize("cell", HOSTILE)
 def test_audit(tmp_path, monkeypatch, cell):
+    import r2genkg.use.run_audit
+
     picture = SimpleNamespace(savefig=lambda path: None)
     monkeypatch.setattr(r2genkg.use.run_audit, "contact_sheet", lambda *args: picture)
     monkeypatch.setattr(r2genkg.use.run_audit, "audit_form", lambda *args: "")
