@@ -343,7 +343,7 @@ def _between_nodes(graph: M3KG) -> M3KG:
     return replace(graph, triples=inner)
 
 # %% ../../nbs/05_kg/07_exchange.ipynb #export-graph
-WRITERS = {
+WRITERS: dict[str, Any] = {
     "graphml": _write_graphml,
     "neo4j": _write_neo4j,
     "pyg": _write_pyg,

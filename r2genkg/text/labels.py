@@ -307,6 +307,9 @@ def get_labeler(
     return CheXbert.load(path)
 
 # %% ../../nbs/03_text/09_labels.ipynb #label_reports
+_BY_RULES = ("rules", *(f"rules:{name}" for name in _NO_FINDING_RULES))
+
+
 def _label_chunk(reports: Sequence[str], labeler: str) -> np.ndarray:  # (n, 14)
     "Labels of the reports of a chunk by the rules, nan where not mentioned; in a worker process or here."
     engine = _rules_labeler(labeler.partition(":")[2] or "chexbert")
@@ -345,11 +348,7 @@ def label_reports(
     if isinstance(texts, str):
         raise R2GenKGError("texts: give a list of reports, not a str")
     reports = [plain_text(text, f"report {n}") for n, text in enumerate(texts)]
-    by_rules = isinstance(labeler, str) and labeler in (
-        "rules",
-        *(f"rules:{name}" for name in _NO_FINDING_RULES),
-    )
-    if by_rules:
+    if isinstance(labeler, str) and labeler in _BY_RULES:
         rows = _label_by_rules(reports, labeler, workers)
         return pd.DataFrame(rows, columns=list(LABELS))
     found = get_labeler(labeler).label_all(reports)

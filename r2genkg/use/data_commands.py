@@ -322,7 +322,8 @@ def label_command(
         )
     check_output_path(out, table, compare)
     _check_explain(explain, labeler, table, compare, out)
-    texts, names = [], []
+    texts: list[str] = []
+    names: list[str] = []
     for _, row in csv_rows(table, (column, *([key] if key else []))):
         texts.append(row[column])
         names.append(row[key or column])
