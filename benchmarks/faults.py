@@ -2,7 +2,7 @@
 
     python benchmarks/faults.py                       # all areas; the demos that are killed take minutes
     python benchmarks/faults.py --areas consent app   # some of them
-    python benchmarks/faults.py --out FILE            # the table as JSON, too
+    python benchmarks/faults.py --out FILE            # the table as JSON, too; areas that are not run keep their rows
 
 A try is one case of a test: an input, a request or an end from outside. It held if the test passed. A skipped try (no
 rights to mount a disk, Gradio not installed) is counted apart and is no try.
@@ -17,6 +17,8 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from r2genkg.core.files import read_json, write_json
+
 ROOT = Path(__file__).resolve().parents[1]
 #: Area -> its test files.
 AREAS = {
@@ -29,6 +31,11 @@ AREAS = {
     "places": ["test_places.py"],
     "kills of whole commands": ["test_kills.py"],
     "replacing, in each test run": ["test_replacing.py"],
+    "scoring and its Java": ["test_scoring_faults.py"],
+    "tables of labels and boxes": ["test_table_faults.py"],
+    "tables that are written": ["test_written_tables.py"],
+    "numbers of workers": ["test_two_workers.py"],
+    "temporary folder": ["test_litter.py"],
     "advisories": ["test_advisories.py"],
 }
 
@@ -73,19 +80,21 @@ def main() -> None:
     parser.add_argument("--replacing", type=int, default=800, help="kills and races; 0: none")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    rows = {}
+    rows = read_json(args.out, dict) if args.out and args.out.exists() else {}
     for area, files in AREAS.items():
         if args.areas and not any(word in area for word in args.areas):
             continue
         rows[area] = counted(files)
         print(f"{area:28} {json.dumps(rows[area])}", flush=True)
+        if args.out:
+            write_json(args.out, rows)
     if args.replacing:
         rows["replacing, killed and raced"] = replaced(args.replacing)
     print("| area | tried | held | skipped |\n|---|---|---|---|")
     for area, row in rows.items():
         print(f"| {area} | {row['tried']} | {row['held']} | {row['skipped']} |")
     if args.out:
-        args.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_json(args.out, rows)
 
 
 if __name__ == "__main__":

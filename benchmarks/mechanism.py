@@ -32,6 +32,7 @@ from r2genkg.vision.classifier import SwinClassifier, read_batch
 from r2genkg.vision.mechanism import (
     edge_measures,
     own_measures,
+    own_halves,
     own_weights,
     presence_measures,
     row_distances,
@@ -151,7 +152,8 @@ def measures(
         {f.label: opposite[f.side] for f in truth.get(s.id, ()) if f.side in opposite}
         for s in test.studies
     ]
-    found |= side_measures(weights, labels, prefix.bank_places[:, 0].numpy(), sides)
+    halves = own_halves(weights, labels, prefix.bank_places[:, 0].numpy())
+    found |= side_measures(halves, sides)
     if out.presence is not None:
         kinds = data.graph.nodes.set_index("key").entity_type
         findings = np.array(

@@ -1,8 +1,9 @@
 """How the commands grow with the reports and the cores: reports/s, memory, and whether the results are equal.
 
-    python benchmarks/scale.py                                   # 10,000 to 250,000 reports, 1 and 2 workers
+    python benchmarks/scale.py --out benchmarks/results/scale.json     # 10,000 to 1,000,000 reports, 1 and 2 workers
     python benchmarks/scale.py --sizes 1000000 --commands "kg build" annotate label --out FILE
-    python benchmarks/scale.py --commands score --sizes 20000    # pairs; beside pycocoevalcap alone plus the labels
+
+With `--out` every row is written when it is measured, and the same command goes on after the last one.
 
 The reports are the packaged Open-i findings with changed words (`perturbed` of graph.py). Each command runs as a user
 runs it, in a process of its own. The memory is the largest sum of the resident memory of that process and its workers,
@@ -15,6 +16,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,21 +24,10 @@ import time
 from pathlib import Path
 
 from graph import perturbed
+from r2genkg.core.files import read_json, write_json
 
+SIZES = [10_000, 50_000, 250_000, 1_000_000]
 PROGRAM = [sys.executable, "-c", "from r2genkg.use.commands import main; main()"]
-#: What pycocoevalcap and the labels take without this package's command around them.
-ALONE = """
-import json, sys
-from r2genkg.text.labels import label_reports
-from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.meteor.meteor import Meteor
-from pycocoevalcap.rouge.rouge import Rouge
-refs, hypos = (json.load(open(path)) for path in sys.argv[1:])
-for scorer in (Bleu(4), Meteor(), Rouge(), Cider()):
-    scorer.compute_score(refs, hypos)
-label_reports([text for side in (refs, hypos) for (text,) in side.values()])
-"""
 
 
 def write_reports(path: Path, count: int) -> None:
@@ -109,65 +100,72 @@ def content(out: Path, printed: str) -> str:
     return h.hexdigest()[:16]
 
 
-def rows(commands: list[str], sizes: list[int], workers: list[int]):
-    "One row for each command, size and number of workers."
-    for size in sizes:
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
-            if set(commands) - {"score"}:
-                write_reports(folder / "reports.csv", size)
-            if "score" in commands:
-                write_pairs(folder, size)
-                load, files = (
-                    os.getloadavg()[0],
-                    [str(folder / f"{n}.json") for n in ("refs", "hypos")],
-                )
-                seconds, memory, _ = timed([sys.executable, "-c", ALONE, *files])
-                yield row("pycocoevalcap alone plus labels", size, 1, seconds, memory, load)
-            for command in commands:
-                first: dict = {}
-                for n in workers:
-                    out = folder / f"{command.replace(' ', '-')}-{n}" / "out"
-                    out.parent.mkdir()
-                    load = os.getloadavg()[0]
-                    seconds, memory, printed = timed(
-                        [*PROGRAM, *arguments(command, folder, out, n)]
-                    )
-                    found = row(command, size, n, seconds, memory, load)
-                    found["content"] = content(out, printed)
-                    first = first or found
-                    found["speed_to_first"] = round(first["seconds"] / found["seconds"], 2)
-                    found["equal_to_first"] = first["content"] == found["content"]
-                    yield found
+def write_inputs(folder: Path, commands: list[str], size: int) -> None:
+    "What the commands read."
+    if set(commands) - {"score"}:
+        write_reports(folder / "reports.csv", size)
+    if "score" in commands:
+        write_pairs(folder, size)
 
 
-def row(command: str, size: int, n: int, seconds: float, memory: int, load: float) -> dict:
-    return {
+def measured(command: str, size: int, workers: int, folder: Path) -> dict:
+    "One row."
+    out = folder / f"{command.replace(' ', '-')}-{workers}" / "out"
+    out.parent.mkdir()
+    load = os.getloadavg()[0]
+    seconds, memory, printed = timed([*PROGRAM, *arguments(command, folder, out, workers)])
+    found = {
         "command": command,
         "reports": size,
-        "workers": n,
+        "workers": workers,
         "seconds": round(seconds, 1),
         "reports_per_s": round(size / seconds),
         "peak_MiB": memory,
         "load_before": round(load, 1),
+        "content": content(out, printed),
     }
+    shutil.rmtree(out.parent)
+    return found
+
+
+def against_first(row: dict, done: list[dict]) -> dict:
+    "The row beside the first of the same command and size."
+    kind = ("command", "reports")
+    first = next((r for r in done if all(r[k] == row[k] for k in kind)), row)
+    return row | {
+        "speed_to_first": round(first["seconds"] / row["seconds"], 2),
+        "equal_to_first": first["content"] == row["content"],
+    }
+
+
+def rows(commands: list[str], sizes: list[int], workers: list[int], done: list[dict]):
+    "One row for each command, size and number of workers that is not done."
+    known = {(r["command"], r["reports"], r["workers"]) for r in done}
+    for size in sizes:
+        left = [(c, n) for c in commands for n in workers if (c, size, n) not in known]
+        if not left:
+            continue
+        with tempfile.TemporaryDirectory() as place:
+            write_inputs(Path(place), [command for command, _ in left], size)
+            for command, n in left:
+                yield measured(command, size, n, Path(place))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 50_000, 250_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--commands", nargs="+", default=["kg build", "annotate", "label"])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    found = []
-    for one in rows(args.commands, args.sizes, args.workers):
-        found.append(one)
-        print(json.dumps(one), flush=True)
+    found = read_json(args.out, list) if args.out and args.out.exists() else []
+    for one in rows(args.commands, args.sizes, args.workers, found):
+        found.append(against_first(one, found))
+        print(json.dumps(found[-1]), flush=True)
         if args.out:
-            args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            write_json(args.out, found)
 
 
 if __name__ == "__main__":

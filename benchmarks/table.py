@@ -201,6 +201,36 @@ def local_llm(r: dict) -> str:
     )
 
 
+def faults(rows: dict) -> str:
+    """Tries and held ones of each area."""
+    total = [sum(row[name] for row in rows.values()) for name in ("held", "tried")]
+    parts = [f"{area} {row['held']} of {row['tried']}" for area, row in rows.items()]
+    return f"{total[0]:,} of {total[1]:,} held: " + ", ".join(parts)
+
+
+def scale(rows: list) -> str:
+    """Rate and memory of each command, and how many times faster with more processes."""
+    parts = []
+    for row in rows:
+        n, speed = row["workers"], ""
+        if n > 1:
+            equal = "same result" if row["equal_to_first"] else "another result"
+            speed = f", {row['speed_to_first']:.2f} times one process, {equal}"
+        rate = f"{row['reports_per_s']:,} reports/s, {row['peak_MiB']:,} MiB"
+        parts.append(f"{row['command']} {row['reports']:,} ({n}): {rate}{speed}")
+    return "; ".join(parts)
+
+
+def scoring(r: dict) -> str:
+    """Time and memory of `score` against pycocoevalcap and the labels."""
+    ours, alone = r["r2genkg score"], r["pycocoevalcap alone plus the labels"]
+    return (
+        f"{r['time ratio']:.2f} of the time ({ours['seconds']:.0f} s, {alone['seconds']:.0f} s), "
+        f"{r['processor time ratio']:.2f} of the processor time, {ours['peak_MiB']:,} MiB against "
+        f"{alone['peak_MiB']:,}, greatest difference {r['greatest difference of scores']:.0e}"
+    )
+
+
 ROWS: tuple[tuple[str, str, Callable, str], ...] = (
     (
         "Knowledge prefix of one study, the paper's sizes, against the reference's procedure",
@@ -295,6 +325,24 @@ ROWS: tuple[tuple[str, str, Callable, str], ...] = (
         "growth_uncached",
         growth,
         "graph.py --growth 10000 50000 250000 --cache 0",
+    ),
+    (
+        "Faults: strangers' files, kills, races, odd terminals, tries that held",
+        "faults",
+        faults,
+        "faults.py",
+    ),
+    (
+        "Commands on one and two processes (in brackets)",
+        "scale",
+        scale,
+        "scale.py",
+    ),
+    (
+        "`score` of 20,000 pairs against pycocoevalcap alone plus the labels",
+        "score",
+        scoring,
+        "score.py",
     ),
 )
 

@@ -7,7 +7,7 @@ import warnings
 
 import r2genkg.use.commands
 import r2genkg.use.demo
-import r2genkg.scores.nlg
+import r2genkg.scores.meteor
 import r2genkg.training.pipeline
 import r2genkg.use.image_reports
 import r2genkg.training.tables
@@ -29,7 +29,7 @@ def job(args: list[str], log: str, errors: str = "", cwd: str = ".") -> None:
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    r2genkg.scores.nlg.java_available = lambda: False
+    r2genkg.scores.meteor.java_available = lambda: False
     with open(log, "a", buffering=1) as out, open(errors or log, "a", buffering=1) as err:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
@@ -57,3 +57,11 @@ def limited_job(args: list[str], log: str, limit: int) -> None:
         os.close(1)
         os.close(2)
         keeper.wait(20)
+
+
+def job_in(temporary: str, args: list[str], log: str, cwd: str) -> None:
+    """`job` with a temporary folder of its own."""
+    import tempfile
+
+    os.environ["TMPDIR"] = tempfile.tempdir = temporary
+    job(args, log, cwd=cwd)

@@ -24,10 +24,18 @@ def worker_count(
     wanted: int,  # 0: one for each core that this process may use
     items: int,  # that there are to work on
 ) -> int:
-    "How many processes are worth starting; 1: this one alone."
+    """How many processes are worth starting; 1: this one alone.
+
+    Raises `R2GenKGError` for a number below 0, and for many times the cores of this machine.
+    """
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
+    if not 0 <= wanted <= max(16, 4 * cores):
+        raise R2GenKGError(
+            f"workers={wanted}: this machine has {cores} cores; give a number from 1 to {max(16, 4 * cores)}, "
+            "or 0 for one process a core"
+        )
     return max(1, min(wanted or cores, items // (4 * CHUNK)))
 
 # %% ../../nbs/00_core/07_pool.ipynb #chunks

@@ -13,7 +13,7 @@ from typing import TextIO
 from ..core.files import R2GenKGError
 from .splits import hash_share, split_name
 from .study import LABELS
-from .tabular import join_image, listed
+from .tabular import join_image, listed, table_faults, text_lines
 
 # %% ../../nbs/01_data/12_nih.ipynb #nih-labels
 #: NIH's findings (and the two spellings of its boxes) -> CheXpert's; empty where CheXpert has none.
@@ -91,7 +91,9 @@ def _official_splits(folder: Path) -> dict[str, str]:
         path = folder / name
         if not path.is_file():
             return {}
-        for line in path.read_text(encoding="utf-8-sig").split():
+        with table_faults(path):
+            names = path.read_text(encoding="utf-8-sig").split()
+        for line in names:
             if splits.setdefault(line, split) != split:
                 raise R2GenKGError(f"{path}: {line} is in both lists")
     return splits
@@ -122,8 +124,8 @@ def read_nih(
     if films_needed:
         _check_films(films, folder)
     official = _official_splits(path.parent)
-    with open_text(path) as file:
-        rows = csv.DictReader(file)
+    with table_faults(path), open_text(path) as file:
+        rows = csv.DictReader(text_lines(file, path), restval="")
         missing = {"Image Index", "Finding Labels", "Patient ID"} - set(rows.fieldnames or ())
         if missing:
             raise R2GenKGError(
@@ -167,8 +169,8 @@ def nih_counts(folder: str | Path) -> dict[str, str]:
         records = list(read_nih(table, films_needed=False))
         found |= {"films": len(records), "patients": len({r["patient"] for r in records})}
     if boxes:
-        with open_text(boxes) as file:
-            found["boxes"] = sum(1 for line in file if line.strip()) - 1
+        with table_faults(boxes), open_text(boxes) as file:
+            found["boxes"] = sum(1 for line in text_lines(file, boxes) if line.strip()) - 1
     return {
         f"{name} in the tables": f"{n:,}" + (", as known" if n == known else f" of {known:,}")
         for (name, n), known in zip(found.items(), _KNOWN.values())

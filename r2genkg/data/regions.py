@@ -14,7 +14,7 @@ import numpy as np
 from ..core.files import R2GenKGError
 from .nih import NIH_LABELS, open_text
 from .study import LABELS
-from .tabular import csv_rows, read_tree
+from .tabular import csv_rows, read_tree, table_faults, text_lines
 
 # %% ../../nbs/01_data/18_regions.ipynb #names
 #: Findings of VinDr-CXR that a CheXpert label covers.
@@ -156,10 +156,12 @@ def _table_boxes(path: Path) -> Iterator[tuple[str, str, list]]:
 def _nih_boxes(path: Path) -> Iterator[tuple[str, str, list]]:
     "Study, label and box of BBox_List_2017.csv, whose header has more fields than its rows."
     names = ("Image Index", "Finding Label", "x", "y", "w", "h")
-    with open_text(path) as file:
-        rows = list(csv.reader(file))
+    with table_faults(path), open_text(path) as file:
+        rows = list(csv.reader(text_lines(file, path)))
     for number, cells in enumerate(rows[1:], start=2):
         where, row = f"{path}: line {number}", dict(zip(names, cells))
+        if not cells:
+            continue
         x, y, w, h = _numbers(row, ("x", "y", "w", "h"), where)
         box = [value / _NIH_SIDE for value in (x, y, x + w, y + h)]
         name = row["Finding Label"]
@@ -175,6 +177,8 @@ def _vindr_boxes(path: Path) -> Iterator[tuple[str, str, list]]:
         if row["class_name"] == "No finding":
             continue
         width, height = _numbers(row, sides, where)
+        if min(width, height) <= 0:
+            raise R2GenKGError(f"{where}: width and height must be above 0")
         x0, y0, x1, y1 = _numbers(row, corners, where)
         label = _VINDR_LABELS.get(row["class_name"], "")
         yield (
@@ -184,23 +188,47 @@ def _vindr_boxes(path: Path) -> Iterator[tuple[str, str, list]]:
         )
 
 # %% ../../nbs/01_data/18_regions.ipynb #chexlocalize
+def _sides(entry: Any, where: str) -> np.ndarray:  # (2,) width, height
+    "The size of a film. Raises `R2GenKGError` if it is missing or no size."
+    try:
+        height, width = map(float, entry["img_size"][:2])
+    except (KeyError, TypeError, ValueError):
+        raise R2GenKGError(f"{where}: no img_size of two numbers") from None
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        raise R2GenKGError(f"{where}: img_size must be two numbers above 0")
+    return np.array([width, height])
+
+
+def _outline(points: Any, sides: np.ndarray, where: str) -> list | None:
+    "Corners (P, 2) in fractions; None for a click, which is no outline. Raises `R2GenKGError` for anything else."
+    try:
+        corners = np.array(points, dtype=float)
+    except (TypeError, ValueError):
+        corners = np.array(np.nan)
+    if corners.size and (
+        corners.ndim != 2 or corners.shape[1] != 2 or not np.isfinite(corners).all()
+    ):
+        raise R2GenKGError(f"{where}: an outline is a list of points, each two finite numbers")
+    return (corners / sides).clip(0, 1).tolist() if len(corners) > 2 else None
+
+
 def _chexlocalize_outlines(path: Path) -> Iterator[tuple[str, str, list]]:
     "Study, label and outline of CheXlocalize's annotations, whose numbers are pixels of the original."
     tree = read_tree(path)
     if not isinstance(tree, dict):
         raise R2GenKGError(f"{path}: expected films with img_size and outlines by finding")
     for film, entry in tree.items():
-        if not isinstance(entry, dict) or "img_size" not in entry:
-            raise R2GenKGError(f"{path}: {film}: no img_size")
-        height, width = entry["img_size"][:2]
+        sides = _sides(entry, f"{path}: {film}")
         for name, outlines in entry.items():
             if name == "img_size":
                 continue
             label = _CHEXLOCALIZE_LABELS.get(name, name)
-            for outline in outlines:
-                if len(outline) > 2:  # a click is no outline
-                    corners = np.array(outline, dtype=float) / (width, height)
-                    yield film, label if label in LABELS else "", corners.clip(0, 1).tolist()
+            where = f"{path}: {film}: {name}"
+            if not isinstance(outlines, list):
+                raise R2GenKGError(f"{where}: expected a list of outlines")
+            for points in outlines:
+                if corners := _outline(points, sides, where):
+                    yield film, label if label in LABELS else "", corners
 
 # %% ../../nbs/01_data/18_regions.ipynb #read-regions
 _READERS = {
@@ -215,7 +243,7 @@ def _form_of(path: Path) -> str:
     "The form of a file, by its suffix or its header."
     if path.suffix == ".json":
         return "chexlocalize"
-    with open_text(path) as file:
+    with table_faults(path), open_text(path) as file:
         header = file.readline(10_000)
     if "Finding Label" in header:
         return "nih"

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import R2GenKGError, atomic_path, read_json, write_json
+from ..data.tabular import safe_frame
 from .graph import M3KG, NODE_COLUMNS, imported_triples, named_triples
 
 # %% ../../nbs/05_kg/07_exchange.ipynb #_m3kg_types
@@ -104,7 +105,7 @@ def _rows(table: pd.DataFrame) -> Iterable[Any]:
     return table.rename(columns={"name": "label", "count": "total"}).itertuples()
 
 # %% ../../nbs/05_kg/07_exchange.ipynb #write-rexkg
-def _write_rexkg(graph: M3KG, out: Path) -> None:
+def _write_rexkg(graph: M3KG, out: Path, raw: bool = False) -> None:
     "A folder with `kg_nodes.json` and `kg_relations.csv` in ReXKG's form."
     ends = pd.concat([graph.nodes, graph.subgraphs]).drop_duplicates("key")
     name = ends.set_index("key").name
@@ -115,7 +116,7 @@ def _write_rexkg(graph: M3KG, out: Path) -> None:
     table[["type", "count"]] = pairs[["type", "count"]]
     out.mkdir()
     write_json(out / "kg_nodes.json", {n.key: _as_rexkg(n) for n in _rows(graph.nodes)})
-    table.to_csv(out / "kg_relations.csv", index=False)
+    safe_frame(table, raw).to_csv(out / "kg_relations.csv", index=False)
 
 # %% ../../nbs/05_kg/07_exchange.ipynb #plain-texts
 _LINE_ENDS = re.compile(r"[\t\n\r\x0b\x0c\x85\u2028\u2029]+")
@@ -205,7 +206,7 @@ def _array(values: Iterable) -> str:
     return ";".join(str(v).replace(";", ",") for v in values)
 
 
-def _write_neo4j(graph: M3KG, out: Path) -> None:
+def _write_neo4j(graph: M3KG, out: Path, raw: bool = False) -> None:
     "A folder with `nodes.csv` and `relationships.csv`."
     out.mkdir()
     n, t = graph.nodes, graph.triples
@@ -229,7 +230,7 @@ def _write_neo4j(graph: M3KG, out: Path) -> None:
         "reports:string[]": t.reports.map(_array),
     }
     for name, columns in (("nodes", nodes), ("relationships", edges)):
-        table = pd.DataFrame(columns)
+        table = safe_frame(pd.DataFrame(columns), raw)
         table.to_csv(out / f"{name}.csv", index=False, quoting=csv.QUOTE_ALL)
 
 # %% ../../nbs/05_kg/07_exchange.ipynb #to_hetero
@@ -342,7 +343,7 @@ def _between_nodes(graph: M3KG) -> M3KG:
     return replace(graph, triples=inner)
 
 # %% ../../nbs/05_kg/07_exchange.ipynb #export-graph
-WRITERS = {
+WRITERS: dict[str, Any] = {
     "graphml": _write_graphml,
     "neo4j": _write_neo4j,
     "pyg": _write_pyg,
@@ -355,6 +356,7 @@ def export_graph(
     graph: M3KG,
     format: str,  # one of WRITERS
     out: str | Path,  # file (graphml, ttl) or folder (neo4j, pyg, rexkg)
+    raw: bool = False,  # csv: keep cells that a spreadsheet would run as formulas
 ) -> Path:
     "Write a graph in another program's form, whole or not at all. Raises `R2GenKGError` for an unknown form."
     if format not in WRITERS:
@@ -364,5 +366,5 @@ def export_graph(
     if format in ("graphml", "neo4j"):
         graph = _in_one_line(graph)
     with atomic_path(out) as tmp:
-        WRITERS[format](graph, tmp)
+        WRITERS[format](graph, tmp, **({"raw": raw} if format in ("neo4j", "rexkg") else {}))
     return Path(out)

@@ -15,7 +15,7 @@ from typing import Any
 from ..core.files import R2GenKGError, atomic_path, read_json, replace_fault, write_json
 from .counts import NODE_TYPES, normalise
 from ..data.annotation import RELATION_TYPES
-from ..data.tabular import csv_rows
+from ..data.tabular import csv_rows, plain_cell
 
 # %% ../../nbs/05_kg/03_graph.ipynb #_empty
 NODE_COLUMNS = (
@@ -280,9 +280,11 @@ def named_triples(path: str | Path) -> pd.DataFrame:
             )
         if not _WHOLE_NUMBER.fullmatch(count):
             raise R2GenKGError(f"{where}: count {count[:80]!r} is no number of mentions")
-        ends = (row[name] for name in _ENDS)
+        ends = (plain_cell(row[name]) for name in _ENDS)
         number = int(count.partition(".")[0])
-        rows.append((row["source_index"], row["target_index"], kind, number, *ends))
+        rows.append(
+            (*map(plain_cell, (row["source_index"], row["target_index"])), kind, number, *ends)
+        )
     if not rows:
         raise R2GenKGError(f"{path}: no triple in it")
     return pd.DataFrame(rows, columns=["source", "target", "type", "count", *_ENDS])

@@ -19,7 +19,8 @@ from ..core.files import R2GenKGError
 from ..kg.graph import M3KG
 from .clinical_efficacy import ce_stats, ce_warning
 from .graph_scores import graph_score_stats
-from .nlg import check_texts, nlg_stats
+from .meteor import meteor_beside
+from .nlg import check_texts, prepare_texts, with_meteor, word_stats
 from .study_stats import StudyStats
 
 # %% ../../nbs/08_scores/05_metrics.ipynb #collapse_scores
@@ -116,17 +117,30 @@ def _label_tables(
     rule = getattr(get_labeler(labels), "no_finding", "chexbert")
     return _label(refs, hypos, labels, workers), rule
 
-# %% ../../nbs/08_scores/05_metrics.ipynb #graph-score-parts
+# %% ../../nbs/08_scores/05_metrics.ipynb #content-stats
 def _note_step(texts: Sequence[str], step: str) -> None:
     "Say on standard error what is being scored, where it takes minutes."
     if len(texts) >= 2_000:
         print(f"scoring {len(texts):,} pairs: {step}", file=sys.stderr, flush=True)
 
 
-def _graph_score_parts(
+def _label_stats(
+    refs: list[str], hypos: list[str], labels: Any, workers: int
+) -> tuple[dict[str, StudyStats], Any]:
+    "Clinical efficacy and the label tables; neither where labels are not wanted."
+    if labels is None:
+        return {}, None
+    _note_step(refs, "labels")
+    tables, rule = _label_tables(refs, hypos, labels, workers)
+    return ce_stats(*tables, no_finding=rule), tables
+
+
+def _annotation_stats(
     refs: list[str], hypos: list[str], annotations: Any, m3kg: M3KG | None, workers: int
 ) -> dict[str, StudyStats]:
-    "Graph scores study by study; the reports are annotated here where annotations are not given."
+    "Graph scores; none where annotations are not wanted."
+    if annotations is None:
+        return {}
     if not isinstance(annotations, tuple):
         _note_step(refs, "entities and relations")
         annotations = _annotate(refs, hypos, annotations, workers)
@@ -153,21 +167,21 @@ def evaluate_reports(
     settings = {"cleaning": cleaning, "mode": mode}
     if mode == "family":
         settings["family"] = cut.get("family", "r2gen")
-    _note_step(refs, "words and phrases (BLEU, METEOR, ROUGE-L, CIDEr)")
-    scores, stats = nlg_stats(refs, hypos, cleaning, mode, meteor, **cut)
-    scores |= _collapse_scores(refs, hypos)
-    found: dict[str, StudyStats] = {}
     if labels is not None:
         settings["labels"] = _name(labels)
         if warning := ce_warning(source):
             settings["ce_warning"] = warning
-        _note_step(refs, "labels")
-        labels, rule = _label_tables(refs, hypos, labels, workers)
-        found |= ce_stats(labels[0], labels[1], no_finding=rule)
     if annotations is not None:
         settings["annotations"] = _name(annotations)
-        found |= _graph_score_parts(refs, hypos, annotations, m3kg, workers)
+    texts = prepare_texts(refs, hypos, cleaning, mode, **cut)
+    with meteor_beside(*texts, meteor) as wait:
+        _note_step(refs, "words and phrases (BLEU, ROUGE-L, CIDEr; METEOR meanwhile)")
+        words = word_stats(*texts)
+        found, tables = _label_stats(refs, hypos, labels, workers)
+        found |= _annotation_stats(refs, hypos, annotations, m3kg, workers)
+        scores, stats = with_meteor(words, wait())
+    scores |= _collapse_scores(refs, hypos)
     scores |= {key: stat.total() for key, stat in found.items()}
     if radeval:
         scores |= _radeval_scores(refs, hypos, radeval)
-    return Evaluation(scores, stats | found, settings, labels)
+    return Evaluation(scores, stats | found, settings, tables)

@@ -57,10 +57,10 @@ def write_labels(
     _check_labels(path, table, keys)
     as_csv = Path(path).suffix.lower() == ".csv"
     name = name or _KEYS["csv" if as_csv else "json"][0]
-    rows = [
+    rows = (
         [None if math.isnan(v) else float(v) for v in row]
         for row in table[list(LABELS)].itertuples(index=False)
-    ]
+    )
     with atomic_path(path) as tmp, open(tmp, "w", encoding="utf-8", newline="") as file:
         if not as_csv:
             file.writelines(_json_lines(name, keys, rows))

@@ -6,7 +6,7 @@
 __all__ = ['RulesLabeler', 'Labeler', 'get_labeler', 'label_reports', 'with_labels']
 
 # %% ../../nbs/03_text/09_labels.ipynb #code-2
-import re, pandas as pd, yaml
+import re, numpy as np, pandas as pd, yaml
 from dataclasses import replace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
@@ -15,12 +15,13 @@ from typing import Any, NamedTuple, Protocol
 from .negation import Flags, assertions
 from ..data.study import LABELS, Study
 from ..core.files import R2GenKGError
+from ..core.runtime import progress
 from .language import english_sentences, warn_of_languages
 from .lexicon import Term, find_phrases, load_lexicon, phrase_table, words_of
 from .sentences import tokenize
 from ..data.collecting import _NO_TEXT
 from ..data.tabular import plain_text
-from ..core.pool import in_chunks, map_chunks, worker_count
+from ..core.pool import CHUNK, in_chunks, map_chunks, worker_count
 
 # %% ../../nbs/03_text/09_labels.ipynb #mention
 class _Mention(NamedTuple):
@@ -306,10 +307,27 @@ def get_labeler(
     return CheXbert.load(path)
 
 # %% ../../nbs/03_text/09_labels.ipynb #label_reports
-def _label_chunk(reports: Sequence[str], labeler: str) -> list:
-    "Labels of the reports of a chunk, in a worker process."
+_BY_RULES = ("rules", *(f"rules:{name}" for name in _NO_FINDING_RULES))
+
+
+def _label_chunk(reports: Sequence[str], labeler: str) -> np.ndarray:  # (n, 14)
+    "Labels of the reports of a chunk by the rules, nan where not mentioned; in a worker process or here."
     engine = _rules_labeler(labeler.partition(":")[2] or "chexbert")
-    return [engine.label(report) for report in reports]
+    found = map(engine.label, reports)
+    return np.array([[row.get(name, np.nan) for name in LABELS] for row in found], dtype=float)
+
+
+def _label_by_rules(reports: Sequence[str], labeler: str, workers: int) -> np.ndarray:  # (S, 14)
+    "Labels of all reports, a chunk after the other, so that memory is bounded."
+    workers = worker_count(workers, len(reports))
+    parts = map_chunks(partial(_label_chunk, labeler=labeler), in_chunks(reports), workers)
+    label = f"labelling, parts of {CHUNK:,} reports"
+    shown = progress(parts, label, -(-len(reports) // CHUNK))
+    rows = np.concatenate([np.empty((0, len(LABELS))), *shown])
+    empty = np.flatnonzero(np.isnan(rows).all(axis=1))
+    foreign = sum(english_sentences(reports[n]) is None for n in empty if reports[n].strip())
+    warn_of_languages(foreign, "labels")
+    return rows
 
 
 def label_reports(
@@ -330,16 +348,11 @@ def label_reports(
     if isinstance(texts, str):
         raise R2GenKGError("texts: give a list of reports, not a str")
     reports = [plain_text(text, f"report {n}") for n, text in enumerate(texts)]
-    by_rules = labeler in ("rules", *(f"rules:{name}" for name in _NO_FINDING_RULES))
-    workers = worker_count(workers, len(reports)) if by_rules else 1
-    if workers == 1 or not isinstance(labeler, str):
-        rows = get_labeler(labeler).label_all(reports)
-    else:
-        parts = map_chunks(partial(_label_chunk, labeler=labeler), in_chunks(reports), workers)
-        rows = [row for part in parts for row in part]
-        empty = [t for t, row in zip(reports, rows) if not row and t.strip()]
-        warn_of_languages(sum(english_sentences(t) is None for t in empty), "labels")
-    return pd.DataFrame(rows, columns=list(LABELS), dtype=float)
+    if isinstance(labeler, str) and labeler in _BY_RULES:
+        rows = _label_by_rules(reports, labeler, workers)
+        return pd.DataFrame(rows, columns=list(LABELS))
+    found = get_labeler(labeler).label_all(reports)
+    return pd.DataFrame(found, columns=list(LABELS), dtype=float)
 
 # %% ../../nbs/03_text/09_labels.ipynb #with-labels
 def with_labels(

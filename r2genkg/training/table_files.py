@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.files import atomic_path
+from ..data.tabular import safe_frame
 from .grid_runs import RunOutcome
 
 # %% ../../nbs/09_training/14_table_files.ipynb #score_table
@@ -81,6 +82,7 @@ def write_table(
     name: str,  # e.g. "table3_components"
     folder: str | Path,
     footnote: str = "",  # command, seeds, commit
+    raw: bool = False,  # csv: keep cells that a spreadsheet would run as formulas
 ) -> None:
     "Write a table as `name`.md, .csv and .tex."
     folder = Path(folder)
@@ -89,7 +91,7 @@ def write_table(
     below = f"\n\n{footnote}\n" if footnote else "\n"
     texts = {
         "md": markdown(table) + below,
-        "csv": table.to_csv(),
+        "csv": safe_frame(table, raw).to_csv(),
         "tex": latex(table) + notes,
     }
     for suffix, text in texts.items():

@@ -20,6 +20,7 @@ import yaml
 from .. import __version__
 from ..core.files import R2GenKGError
 from ..data.study import LABELS
+from ..data.tabular import safe_frame
 from ..scores.study_stats import StudyStats
 from ..scores.clinical_efficacy import ce_stats
 from ..scores.nlg import nlg_stats
@@ -363,6 +364,7 @@ def make_tables(
     command: str,  # as it was given, for the footnotes
     names: Sequence[str] = (),  # tables wanted; empty: all
     resamples: int = 10_000,
+    raw: bool = False,  # csv: keep cells that a spreadsheet would run as formulas
 ) -> dict[str, pd.DataFrame]:
     "Write all tables as Markdown, CSV and LaTeX, and the tests behind them as CSV; one set per data set of the grid."
     specs, known, made = load_tables(), dict[Path, dict](), {}
@@ -374,8 +376,8 @@ def make_tables(
         for name in names or specs:
             title = f"{name}_{part}" if part else name
             table, tested = make_table(specs[name], mine, known, resamples)
-            write_table(table, title, folder, _footnote(specs[name], grid, mine, command))
+            write_table(table, title, folder, _footnote(specs[name], grid, mine, command), raw)
             if len(tested):
-                tested.to_csv(Path(folder) / f"{title}_tests.csv")
+                safe_frame(tested, raw).to_csv(Path(folder) / f"{title}_tests.csv")
             made[title] = table
     return made

@@ -10,8 +10,8 @@ import json, typer
 from pathlib import Path
 from typing import Annotated, Any, Optional
 from ..core.files import R2GenKGError, atomic_path, check_output_path
-from ..data.tabular import csv_data_frame
-from .console import GROUP, AsJson, Section, show, Strict, Workers
+from ..data.tabular import csv_rows
+from .console import GROUP, AsJson, Raw, Section, show, Strict, Workers
 
 # %% ../../nbs/10_use/21_data_commands.ipynb #data
 data = typer.Typer(**GROUP, help="Download and prepare data sets.")
@@ -225,7 +225,9 @@ _LabelsOut = Annotated[
         "(JSON Lines as in chexbert_labels of CheXpert Plus; give --key)."
     ),
 ]
-_Column = Annotated[str, typer.Option(help="The column of reports.")]
+_Column = Annotated[
+    str, typer.Option(help="The column of reports; capitals, blanks and signs do not count.")
+]
 _Key = Annotated[
     str,
     typer.Option(
@@ -237,12 +239,6 @@ _Labeler = Annotated[
     str,
     typer.Option(
         help="rules | rules:chexpert (No Finding by CheXpert's bare rule) | chexbert:FILE"
-    ),
-]
-_Raw = Annotated[
-    bool,
-    typer.Option(
-        "--raw", help="csv: do not quote cells that a spreadsheet would run as formulas (= + - @)."
     ),
 ]
 _Compare = Annotated[
@@ -310,10 +306,11 @@ def label_command(
     compare: _Compare = None,
     explain: _Explain = None,
     workers: Workers = 0,
-    raw: _Raw = False,
+    raw: Raw = False,
     as_json: AsJson = False,
 ) -> None:
     "The 14 CheXpert labels of every report: 1 positive, 0 negative, -1 uncertain, empty (null) not mentioned."
+    from r2genkg.data.readers import column_like
     from r2genkg.text.label_files import read_labels, write_labels
     from r2genkg.text.labels import label_reports
 
@@ -323,9 +320,13 @@ def label_command(
         )
     check_output_path(out, table, compare)
     _check_explain(explain, labeler, table, compare, out)
-    rows = csv_data_frame(table, column, *([key] if key else []))
+    column, key = column_like(table, column), key and column_like(table, key)
+    texts: list[str] = []
+    names: list[str] = []
+    for _, row in csv_rows(table, (column, *([key] if key else []))):
+        texts.append(row[column])
+        names.append(row[key or column])
     other = read_labels(compare) if compare else None  # faults before the work
-    texts, names = rows[column].tolist(), rows[key or column].tolist()
     labels = label_reports(texts, labeler, workers)
     write_labels(out, labels, names, key, raw)
     if explain:

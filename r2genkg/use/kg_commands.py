@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 from ..core.files import R2GenKGError, check_output_path
-from .console import GROUP, AsJson, show, show_rows, Workers
+from .console import GROUP, AsJson, show, Raw, show_rows, Workers
 
 # %% ../../nbs/10_use/20_kg_commands.ipynb #kg
 kg = typer.Typer(**GROUP, help="Build, inspect, convert and compare knowledge graphs.")
@@ -332,13 +332,17 @@ _Format = Annotated[str, typer.Option(help="graphml | neo4j | pyg | ttl | rexkg"
 
 @kg.command("export")
 def kg_export(
-    folder: _GraphFolder, out: _ExportOut, format: _Format = "graphml", as_json: AsJson = False
+    folder: _GraphFolder,
+    out: _ExportOut,
+    format: _Format = "graphml",
+    raw: Raw = False,
+    as_json: AsJson = False,
 ) -> None:
     "Write a graph in another program's format."
     from r2genkg.kg.graph import M3KG
     from r2genkg.kg.exchange import export_graph
 
-    export_graph(M3KG.load(folder), format, out)
+    export_graph(M3KG.load(folder), format, out, raw)
     show({"file": str(out)}, as_json)
 
 # %% ../../nbs/10_use/20_kg_commands.ipynb #kg-linker-table

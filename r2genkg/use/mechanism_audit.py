@@ -30,19 +30,22 @@ from r2genkg.vision.mechanism import (
     attention_rows,
     edge_measures,
     presence_measures,
+    own_halves,
     own_measures,
     own_weights,
     row_distances,
     side_measures,
 )
-from ..vision.vision_tokens import token_places
+from ..vision.vision_tokens import VisionTokens, token_places
 
 # %% ../../nbs/10_use/07_mechanism_audit.ipynb #seen
 @dataclass
 class Seen:
     "What the prefix of a run computed for some studies; None where the run lacks the part."
 
-    retrieval: np.ndarray | None = None  # (S, 14, M)
+    own: np.ndarray | None = None  # (S, 14) weight of each query on its own label's tokens
+    halves: np.ndarray | None = None  # (S, 14, 2) of it in the left and right half of the image
+    distances: np.ndarray | None = None  # (S,) of the queries to their mean
     presence: np.ndarray | None = None  # (S, N) order of the nodes
     edges: np.ndarray | None = None  # (S, E) logits
     kg2v: np.ndarray | None = None  # (S, 2) entropy and spread
@@ -61,18 +64,32 @@ def _node_order(output: PrefixOutput) -> Tensor | None:
     return node_scores(output.v2kg, output.kg2v)
 
 
-def _of_batch(model: R2GenKG, image: Tensor, output: PrefixOutput) -> Seen:
+def _of_retrieval(
+    model: R2GenKG, weights: np.ndarray | None, bank: VisionTokens | None
+) -> dict[str, np.ndarray]:
+    "What the measures need of the weights (B, 14, M); they themselves would fill the memory."
+    if weights is None or bank is None:
+        return {}
+    labels, size = bank.table.label.tolist(), model.cfg.studies.image_size
+    x = token_places(bank.table, size)[:, 0].numpy()
+    halves, distances = own_halves(weights, labels, x), row_distances(weights)
+    return {"own": own_weights(weights, labels), "halves": halves, "distances": distances}
+
+
+def _of_batch(
+    model: R2GenKG, image: Tensor, output: PrefixOutput, bank: VisionTokens | None
+) -> Seen:
     "The numbers of one batch."
-    spread = {}
+    spread = _of_retrieval(model, _numbers(output.retrieval), bank)
     for name in ("kg2v", "v2kg"):
         attention = _numbers(getattr(output, name))
-        spread[name] = None if attention is None else attention_rows(attention)
+        if attention is not None:
+            spread[name] = attention_rows(attention)
     maps, middle = label_maps(model.vision, image), None
     if maps is not None:
         x = cell_centres(maps.shape[1], maps.device)[:, 0]
         middle = torch.einsum("bvq,v->bq", maps, x)
     return Seen(
-        retrieval=_numbers(output.retrieval),
         presence=_numbers(_node_order(output)),
         edges=_numbers(output.edges),
         sides=_numbers(middle),
@@ -99,9 +116,13 @@ def prefix_outputs(
 
 
 @torch.inference_mode()
-def look_at(model: R2GenKG, studies: Sequence[Study]) -> Seen:
+def look_at(
+    model: R2GenKG,
+    studies: Sequence[Study],
+    bank: VisionTokens | None = None,  # of the run; without it nothing is said of the retrieval
+) -> Seen:
     "What the prefix computes for each study, in their order."
-    parts = [_of_batch(model, *found) for found in prefix_outputs(model, studies)]
+    parts = [_of_batch(model, *found, bank) for found in prefix_outputs(model, studies)]
     joined = {}
     for name in Seen.__dataclass_fields__:
         rows = [getattr(part, name) for part in parts]
@@ -141,13 +162,9 @@ def _dense(stated: Statements) -> tuple[np.ndarray, np.ndarray]:  # (S, N), (S, 
 # %% ../../nbs/10_use/07_mechanism_audit.ipynb #retrieval-part
 def _retrieval_measures(run: Run, studies: Sequence[Study], seen: Seen) -> dict[str, float]:
     "Own disease, side, and how far the queries are apart."
-    assert seen.retrieval is not None
-    table = run.bank.table
-    own = own_weights(seen.retrieval, table.label.tolist())
-    measures, _ = own_measures(own, label_matrix(studies), row_distances(seen.retrieval))
-    x = token_places(table, run.config.studies.image_size)[:, 0].numpy()
-    sides = image_sides(run, studies, seen)
-    return measures | side_measures(seen.retrieval, table.label.tolist(), x, sides)
+    assert seen.own is not None and seen.halves is not None and seen.distances is not None
+    measures, _ = own_measures(seen.own, label_matrix(studies), seen.distances)
+    return measures | side_measures(seen.halves, image_sides(run, studies, seen))
 
 # %% ../../nbs/10_use/07_mechanism_audit.ipynb #grounding-part
 def _grounding_measures(run: Run, studies: Sequence[Study], seen: Seen) -> dict[str, float]:
@@ -174,13 +191,13 @@ def audit_mechanism(
     """
     if studies is None:
         studies = [s for s in run.studies if s.split == "test" and s.images]
-    seen = look_at(run.model, studies)
-    if seen.retrieval is None and seen.kg2v is None and seen.v2kg is None:
+    seen = look_at(run.model, studies, run.bank if run.config.model.use_retrieval else None)
+    if seen.own is None and seen.kg2v is None and seen.v2kg is None:
         raise R2GenKGError(
             f"{run.folder}: this run has neither retrieval nor a graph: there is nothing to audit"
         )
     found: dict[str, float] = {}
-    if seen.retrieval is not None:
+    if seen.own is not None:
         found |= _retrieval_measures(run, studies, seen)
     if seen.presence is not None:
         found |= _grounding_measures(run, studies, seen)

@@ -6,15 +6,11 @@
 __all__ = ['plot_presence', 'swapped_loss', 'plot_swapped', 'mechanism_figures']
 
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #imports
+import numpy as np, pandas as pd, torch
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-
 from ..data.study import Study, label_matrix
 from ..extraction.annotate import annotate
 from ..kg.statements import read_statements
@@ -25,7 +21,7 @@ from .evidence import sentence_ranges
 from .figures import find_study, read_views
 from .mechanism_audit import look_at
 from .plots import SMALL, new_figure, save_figure
-from ..vision.mechanism import own_measures, own_weights, plot_own, row_distances
+from ..vision.mechanism import own_measures, plot_own
 
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #plot-presence
 def plot_presence(
@@ -128,11 +124,11 @@ def _presence_figure(run: Run, study: Study, folder: str | Path) -> Path | None:
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #own-figure
 def _own_figure(run: Run, studies: Sequence[Study], folder: str | Path) -> Path | None:
     "Weight on the own label, present and absent; None without retrieval or a label with enough studies."
-    seen = look_at(run.model, studies)
-    if seen.retrieval is None:
+    if not run.config.model.use_retrieval:
         return None
-    own = own_weights(seen.retrieval, run.bank.table.label.tolist())
-    found, table = own_measures(own, label_matrix(studies), row_distances(seen.retrieval))
+    seen = look_at(run.model, studies, run.bank)
+    assert seen.own is not None and seen.distances is not None
+    found, table = own_measures(seen.own, label_matrix(studies), seen.distances)
     if not len(table):
         return None
     numbers = {name: found[f"retrieval/{name}"] for name in ("own_present", "own_absent", "auroc")}

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from ..core.files import R2GenKGError, atomic_path
 from ..data.study import Study, label_matrix
+from ..data.tabular import safe_frame
 from ..model.model import R2GenKG
 from ..phantom.phantoms import load_masks
 from ..training.run import Run
@@ -94,7 +95,7 @@ def _write_audit(
     with atomic_path(folder) as tmp:
         tmp.mkdir()
         for name, table in tables.items():
-            table.to_csv(tmp / f"{name}.csv", float_format="%.4f")
+            safe_frame(table).to_csv(tmp / f"{name}.csv", float_format="%.4f")
         contact_sheet(drawn, run.bank, size).savefig(tmp / "sheet.png")
         (tmp / "audit.html").write_text(audit_form(drawn, run.bank, size), encoding="utf-8")
 

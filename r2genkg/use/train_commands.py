@@ -16,7 +16,7 @@ import typer
 from ..core.config import Config, load_config
 from ..core.files import R2GenKGError
 from ..data.study import load_studies
-from .console import AsJson, Offline, Set, show
+from .console import AsJson, Offline, Raw, Set, show
 
 # %% ../../nbs/10_use/24_train_commands.ipynb #remake
 _Remake = Annotated[
@@ -213,6 +213,7 @@ def tables_command(
     remake: _Remake = False,
     set_: Set = [],
     offline: Offline = False,
+    raw: Raw = False,
     as_json: AsJson = False,
 ) -> None:
     "Train every run of a grid (what is finished stays), and write every table of the paper from what was measured."
@@ -225,7 +226,7 @@ def tables_command(
     setting = (chosen.config, chosen.variants, out, chosen.seeds)
     outcomes = run_grid(*setting, print_stage, chosen.data, submit, resubmit, remake)
     command = shlex.join(["r2genkg", *sys.argv[1:]])
-    made = make_tables(chosen, outcomes, out / "tables", command, only or ())
+    made = make_tables(chosen, outcomes, out / "tables", command, only or (), raw=raw)
     measured = {name: table for name, table in made.items() if _is_measured(table)}
     _print_tables(measured, as_json)
     _refuse_failures(outcomes, out / "grid.json")

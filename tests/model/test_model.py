@@ -675,7 +675,9 @@ def test_qlora_on_pretrained_smollm2(tmp_path, monkeypatch, visual):
 
 
 def test_a_model_without_graph_is_read_again(tmp_path, visual):
-    config = load_config("demo-paper", [*SMALL, "model.use_graph=false", "model.use_retrieval=false"])
+    config = load_config(
+        "demo-paper", [*SMALL, "model.use_graph=false", "model.use_retrieval=false"]
+    )
     llm, tokenizer = build_llm(config.llm, REPORTS * 10, device="cpu")
     model = R2GenKG(
         None, KnowledgePrefix(config.model, dim_llm=config.llm.hidden), llm, tokenizer, config

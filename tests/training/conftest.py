@@ -28,5 +28,5 @@ def root(tmp_path_factory) -> Path:
 def outcomes(root):
     "Three variants, the second of which fails; without METEOR, whose Java process takes seconds for each."
     with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="METEOR is None"):
-        patch.setattr("r2genkg.scores.nlg.java_available", lambda: False)
+        patch.setattr("r2genkg.scores.meteor.java_available", lambda: False)
         return run_grid(load_config("demo", TINY), VARIANTS, root, [1])
