@@ -33,7 +33,7 @@ from r2genkg.data.splits import hash_share
 from r2genkg.data.study import LABELS, label_matrix
 from r2genkg.vision.classifier import SwinClassifier
 from r2genkg.vision.classifier_training import label_targets, train_classifier
-from r2genkg.vision.decisions import predict_jury
+from r2genkg.vision.jury import predict_jury
 from r2genkg.vision.label_scores import score_labels
 from r2genkg.vision.map_audit import audit_bank
 from r2genkg.vision.pointing import (
