@@ -1,11 +1,11 @@
 """Films of other hospitals: what a run's classifier says of them, and which vision tokens its queries retrieve.
 
-    python benchmarks/other_films.py RUN FOLDER ... --json OUT
+    python benchmarks/other_films.py PIPELINE FOLDER ... --json OUT
 
 Each folder has `index.csv` (id, image). Labels are those of the column `chexpert`; without it, what the rules read in
 the column `text` (a case note) where the column `text_is_imaging` is 1. A folder with neither is only counted: how many
-films the classifier calls positive, at the thresholds of its own validation films. The first row of each table are
-the run's own test films. Intervals are 95 % bootstrap intervals over patients where they are named.
+films the classifier calls positive, at the thresholds of its own validation films. The first part is
+that of the pipeline's own test films. A pipeline that stops before its run has no retrieval to score. Intervals are 95 % bootstrap intervals over patients where they are named.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from r2genkg.core.files import R2GenKGError, write_json
-from r2genkg.data.study import LABELS, Study, label_matrix
+from r2genkg.data.study import LABELS, Study, label_matrix, load_studies
 from r2genkg.text.labels import label_reports
 from r2genkg.training.run import Run
 from r2genkg.use.run_audit import retrieval_weights
@@ -117,10 +117,22 @@ def shares(
     return found
 
 
-def measured(run: Run, studies: Sequence[Study], views: Sequence[str], source: str) -> dict:
+def purity(run: Run, studies: Sequence[Study], truth: np.ndarray) -> dict[str, dict]:
+    """Weight that retrieval puts on tokens of the labels that a film has, see `purity_table`."""
+    tokens = run.bank.table.label.tolist()
+    share, _ = retrieval_weights(run.model, studies, tokens)
+    return purity_table(share, tokens, truth == 1).to_dict("index")
+
+
+def measured(
+    classifier: SwinClassifier,
+    run: Run | None,
+    studies: Sequence[Study],
+    views: Sequence[str],
+    source: str,
+) -> dict:
     """Everything of one folder."""
-    classifier, truth = run.classifier, label_matrix(studies)
-    probs = predict_labels(classifier, studies)
+    truth, probs = label_matrix(studies), predict_labels(classifier, studies)
     table = score_labels(truth, probs).dropna()
     enough = [(truth[:, LABELS.index(k)] == 1).sum() >= FEWEST for k in table.index]
     found: dict = {
@@ -135,28 +147,34 @@ def measured(run: Run, studies: Sequence[Study], views: Sequence[str], source: s
         for v, i in parts.items()
         if len(i) >= FEWEST
     }
-    if (truth == 1).any():
-        tokens = run.bank.table.label.tolist()
-        share, _ = retrieval_weights(run.model, studies, tokens)
-        found["purity"] = purity_table(share, tokens, truth == 1).to_dict("index")
+    if run is not None and (truth == 1).any():
+        found["purity"] = purity(run, studies, truth)
     return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="a run, or the folder of its pipeline")
+    parser.add_argument(
+        "pipeline", type=Path, help="folder with the stages studies and classifier, and a run"
+    )
     parser.add_argument("folders", type=Path, nargs="+", help="folders of films")
     parser.add_argument("--json", type=Path, required=True, help="write the figures to this file")
     args = parser.parse_args()
     start = time.perf_counter()
     try:
-        run = Run(args.run)
-        own = [s for s in run.studies if s.split == "test"]
-        found = {"the run's own test films": measured(run, own, ["all"] * len(own), "the table")}
+        classifier = SwinClassifier.load(args.pipeline / "classifier")
+        run = Run(args.pipeline) if (args.pipeline / "run" / "config.yaml").is_file() else None
+        own = [
+            s
+            for s in load_studies(args.pipeline / "studies" / "studies.parquet")
+            if s.split == "test"
+        ]
+        found = {"own test films": measured(classifier, run, own, ["all"] * len(own), "the table")}
         for folder in args.folders:
-            found[folder.name] = measured(run, *read_films(folder))
+            found[folder.name] = measured(classifier, run, *read_films(folder))
+            seconds = time.perf_counter() - start
             print(
-                f"{folder.name}: {found[folder.name]['films']} films after {time.perf_counter() - start:.0f} s",
+                f"{folder.name}: {found[folder.name]['films']} films after {seconds:.0f} s",
                 flush=True,
             )
     except R2GenKGError as e:

@@ -18,6 +18,7 @@ from r2genkg.training.pipeline import run_pipeline
 from r2genkg.training.preflight import preflight
 from r2genkg.training.run import Run
 from r2genkg.training.stages import training_data
+from r2genkg.use.film_figure import film_figure
 
 SMALL = [c for c in SIZES if not c.startswith("studies.n_")]
 #: What NIH's films can state.
@@ -132,3 +133,9 @@ def test_films_have_to_be_named():
         R2GenKGError, match="label-paired needs films with labels: set studies.path"
     ):
         preflight(load_config("nih-openi"))
+
+
+def test_the_figure_of_films(paired, tmp_path):
+    figure = film_figure(paired, count=3, source="drawn")
+    assert len(figure.axes) == 3 * 7 and figure.get_supxlabel() == "drawn"
+    figure.savefig(tmp_path / "films.png")
