@@ -4,8 +4,9 @@
 
 Each folder has `index.csv` (id, image). Labels are those of the column `chexpert`; without it, what the rules read in
 the column `text` (a case note) where the column `text_is_imaging` is 1. A folder with neither is only counted: how many
-films the classifier calls positive, at the thresholds of its own validation films. The first part is
-that of the pipeline's own test films. A pipeline that stops before its run has no retrieval to score. Intervals are 95 % bootstrap intervals over patients where they are named.
+films the classifier calls positive, at the thresholds of its own validation films. The first part is that of the
+pipeline's own test films. A pipeline that stops before its run has no retrieval to score. Intervals are 95 % bootstrap
+intervals, of shares over patients where they are named.
 """
 
 import argparse
