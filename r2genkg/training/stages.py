@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'first_studies', 'draw_openi', 'read_prepared_studies', 'pair_with_openi', 'make_studies',
-           'graph_corpus', 'split_of_reports', 'make_graph', 'make_scale_graphs', 'image_cache', 'make_classifier',
-           'make_tokens', 'training_data', 'make_run', 'StageResult', 'stage_parts', 'stage_hash', 'found_hash',
-           'changed_formats']
+           'graph_corpus', 'make_graph', 'make_scale_graphs', 'image_cache', 'make_classifier', 'make_tokens',
+           'training_data', 'make_run', 'StageResult', 'stage_parts', 'stage_hash', 'found_hash', 'changed_formats']
 
 # %% ../../nbs/09_training/10_stages.ipynb #code-2
 import contextlib, json, logging, os, warnings, numpy as np
@@ -223,7 +222,7 @@ def graph_corpus(
     return {id: text for id, text in texts.items() if text.strip()}
 
 # %% ../../nbs/09_training/10_stages.ipynb #split-of-reports
-def split_of_reports(studies: Sequence[Study]) -> dict[str, str]:
+def _split_of_reports(studies: Sequence[Study]) -> dict[str, str]:
     "Split of each report by its id, also of those that films borrow."
     own = {s.id: s.split for s in studies}
     return own | {p.id: s.split for s in studies for p in s.paired}
@@ -241,7 +240,7 @@ def make_graph(config: Config, paths: dict[str, Path], out: Path, work: Path) ->
     graph = build_graph(
         load_annotations(annotations),
         GraphOptions(min_count=config.graph.min_count),
-        split_of=split_of_reports(studies),  # the graph records that it has no held-out report
+        split_of=_split_of_reports(studies),  # the graph records that it has no held-out report
     )
     graph.save(out)
     annotations.rename(out / "annotations.jsonl")

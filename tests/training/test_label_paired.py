@@ -13,7 +13,7 @@ from r2genkg.core.files import R2GenKGError
 from r2genkg.data.study import LABELS, load_studies
 from r2genkg.kg.graph import M3KG
 from r2genkg.phantom.phantoms import write_phantoms
-from r2genkg.training.dataset import ReportDataset, borrowed_texts, check_held_out
+from r2genkg.training.dataset import ReportDataset, check_held_out
 from r2genkg.training.pipeline import run_pipeline
 from r2genkg.training.preflight import preflight
 from r2genkg.training.run import Run
@@ -85,7 +85,7 @@ def test_no_held_out_report_is_in_the_graph(paired):
 def test_each_epoch_draws_reports_anew(paired):
     run = Run(paired)
     several = [s for s in run.studies if len(s.paired) > 1]
-    texts = borrowed_texts(run.config, several)
+    texts = [s.reports() for s in several]
     rows = ReportDataset([t[0] for t in texts], run.model.tokenizer, 30, borrowed=texts)
     drawn = []
     for epoch in (0, 1, 0):
