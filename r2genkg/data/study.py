@@ -253,11 +253,13 @@ def _read_meta(table: Any, path: str | Path) -> dict:
 def _paired_of(text: str | None, where: str) -> tuple[PairedReport, ...]:
     "The borrowed reports of a row. Raises `R2GenKGError` for other contents."
     try:
-        rows = json.loads(text or "[]")
-        return tuple(
-            PairedReport(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
-            for row in rows
-        )
+        found = []
+        for row in json.loads(text or "[]"):
+            fields: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in row.items()
+            }
+            found.append(PairedReport(**fields))
+        return tuple(found)
     except (ValueError, TypeError, AttributeError):
         raise R2GenKGError(
             f"{where}: the column paired is not readable; make the studies again"
