@@ -45,7 +45,7 @@ def paired(tmp_path_factory):
     root = tmp_path_factory.mktemp("paired")
     table = film_table(root / "films")
     changes = [*SMALL, "studies.source=label-paired", f"studies.path={table}", "train.epochs=2"]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="METEOR is None"):
         patch.setattr("r2genkg.scores.nlg.java_available", lambda: False)
         run_pipeline(load_config("demo-grounded", [*changes, "model.prune_kg=8"]), root / "out")
     return root / "out"
