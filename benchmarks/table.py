@@ -217,10 +217,13 @@ def real_films(r: dict) -> str:
     )
     if "token_area_ratio" in r:
         parts.append(f"token area in boxes {folds(r['token_area_ratio'], 1)} times chance")
-    minutes = r["seconds"] / 60
-    parts.append(f"{minutes:.0f} min and {r['memory_mib']:,} MiB a fold, {r['threads']} thread")
-    return f"{len(r['joined'])} folds, {r['test']:,} films, {r['boxed']} with boxes: " + "; ".join(
-        parts
+    time = "" if r["seconds"] is None else f"{r['seconds'] / 60:.0f} min and "
+    parts.append(f"{time}{r['memory_mib']:,} MiB a fold, {r['threads']} thread")
+    settings = r["settings"]
+    parts.append(f"{settings['size']} pixels, {settings['epochs']} epochs")
+    return (
+        f"folds {', '.join(map(str, r['joined']))} of {settings['folds']}, "
+        f"{r['test']:,} films, {r['boxed']} with boxes: " + "; ".join(parts)
     )
 
 

@@ -208,9 +208,8 @@ def _write_reports(run: Run, data: TrainingData, cache: Path) -> _Written:
     of_train = train_labels
     if truth is not None:  # the labels of the films, not of what they borrow
         ref_labels = pd.DataFrame(truth, columns=LABELS)
-        of_train = train_labels.where(
-            ~np.isnan(truth).all(0)
-        )  # the constant is best where films can judge
+        stated = ~np.isnan(truth).all(axis=0)  # the constant is best where films can judge
+        of_train = train_labels.where(np.broadcast_to(stated, train_labels.shape))
     reports = {"model": hypos, "shuffled images": shuffled}
     reports |= _baseline_reports(train_texts, of_train, refs, ref_labels, train_features, features)
     if truth is not None and (found := _label_classifier(data)) is not None:
