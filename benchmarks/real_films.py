@@ -2,12 +2,14 @@
 
     python benchmarks/real_films.py --train DIR --test DIR --json OUT [--encoder NAME] [--size 256] [--epochs 10]
                                     [--seeds 0] [--folds N --fold I] [--other DIR ...] [--save DIR]
+    python benchmarks/real_films.py --join FILE ... --json OUT     # several folds as one: means and intervals
 
 Each folder has `index.csv` (id, image, chexpert, patient_id) and, where there are boxes, `boxes.csv` (id, chexpert, x0,
 y0, x1, y1 in fractions). The classifier learns the labels of the training films and the boxes on them. The boxes of the
 test films are the truth for the pointing game and for the tokens, beside three points that never saw a film.
 With several seeds, the classifiers vote (the mean of their probabilities), and each is also scored alone.
 With `--folds N --fold I`, the patients of `--train` are cut into N parts by a hash; part I is tested.
+`--join` reads the files of the folds. Its intervals are Student's t over the folds.
 """
 
 import argparse
@@ -25,7 +27,7 @@ import pandas as pd
 import torch
 
 from r2genkg.core.config import ClassifierConfig, TokensConfig
-from r2genkg.core.files import R2GenKGError, write_json
+from r2genkg.core.files import R2GenKGError, read_json, write_json
 from r2genkg.data.images import ImageCache
 from r2genkg.data.readers import read_studies
 from r2genkg.data.regions import Regions, read_regions
@@ -33,7 +35,7 @@ from r2genkg.data.splits import hash_share
 from r2genkg.data.study import LABELS, label_matrix
 from r2genkg.vision.classifier import SwinClassifier
 from r2genkg.vision.classifier_training import label_targets, train_classifier
-from r2genkg.vision.decisions import predict_jury
+from r2genkg.vision.jury import predict_jury
 from r2genkg.vision.label_scores import score_labels
 from r2genkg.vision.map_audit import audit_bank
 from r2genkg.vision.pointing import (
@@ -156,7 +158,11 @@ def elsewhere(classifier, folders: list[Path], move: int) -> dict:
     """AUROC of the labels that films of other hospitals state, with intervals, by folder."""
     found = {}
     for folder in folders:
-        studies, _ = read_folder(folder, "test")
+        try:
+            studies, _ = read_folder(folder, "test")
+        except R2GenKGError as e:  # a table without labels: benchmarks/other_films.py reads those
+            say(f"{folder}: left out: {e}")
+            continue
         targets = label_matrix(studies)  # what a folder does not state is left out
         table = score_labels(targets, predict_jury([classifier], studies, None, move))
         found[folder.name] = table.dropna().to_dict("index")
@@ -198,10 +204,102 @@ def token_rules(methods: list[str]) -> dict[str, TokensConfig]:
     return rules | {"places over 0.9": TokensConfig(method="places", threshold=0.9, **every)}
 
 
+#: What is averaged over folds: the name, and where a result file has it.
+JOINED = {
+    "macro_auroc_8": ("macro_auroc_8",),
+    "macro_pointing": ("macro_pointing",),
+    "macro_chance": ("macro_chance",),
+    "macro_prior": ("macro_prior",),
+    "macro_centre": ("macro_centre",),
+    "macro_pointing_with_prior": ("macro_pointing_with_prior",),
+    "token_area_ratio": ("token_area", "ratio"),
+}
+
+
+def over_folds(values: list[float]) -> dict[str, object]:
+    """Mean over folds, its 95 % interval by Student's t, and the folds; no interval for a single fold."""
+    from scipy.stats import t
+
+    count, mean = len(values), float(np.mean(values))
+    found: dict[str, object] = {"mean": mean, "folds": values}
+    if count > 1:
+        half = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / count**0.5)
+        found |= {"low": mean - half, "high": mean + half}
+    return found
+
+
+def rule_rows(results: list[dict]) -> dict[str, dict]:
+    """Maps by pointing and token rules by area, means over the folds, the best first."""
+    maps = {"places": [r["macro_pointing"] for r in results]}
+    for name in results[0].get("other_maps", {}):
+        maps[name] = [r["other_maps"][name]["pointing"] for r in results]
+    if all("macro_pointing_with_prior" in r for r in results):
+        maps["places, with the prior"] = [r["macro_pointing_with_prior"] for r in results]
+    maps["the prior alone"] = [r["macro_prior"] for r in results]
+    maps["chance"] = [r["macro_chance"] for r in results]
+    rules = {
+        name: [r["tokens"][name]["ratio"] for r in results if r["tokens"][name].get("ratio")]
+        for name in results[0].get("tokens", {})
+    }
+    parts = {"maps": maps, "token_rules": {k: v for k, v in rules.items() if v}}
+    best = lambda item: -np.mean(item[1])
+    return {
+        part: {k: over_folds(v) for k, v in sorted(rows.items(), key=best)}
+        for part, rows in parts.items()
+    }
+
+
+def join(files: list[Path]) -> dict:
+    """The results of several folds as one. Raises `R2GenKGError` for folds that do not belong together."""
+    results = [read_json(path, dict) for path in files]
+    kept = [
+        {k: v for k, v in r["settings"].items() if k not in ("fold", "json", "save", "other")}
+        for r in results
+    ]
+    if any(other != kept[0] for other in kept[1:]):
+        raise R2GenKGError(
+            f"{files[0]} and others: folds of other settings; join those of one command"
+        )
+    folds = [r["settings"]["fold"] for r in results]
+    if len(set(folds)) < len(folds):
+        raise R2GenKGError(f"a fold stands twice: {folds}")
+    found: dict = {}
+    for name, keys in JOINED.items():
+        values = [r for r in results]
+        for key in keys:
+            values = [v.get(key) if isinstance(v, dict) else None for v in values]
+        if all(isinstance(v, float) for v in values):
+            found[name] = over_folds(values)
+    gains = [r["macro_pointing"] - r["macro_prior"] for r in results if "macro_prior" in r]
+    found |= {"pointing_over_prior": over_folds(gains)} if gains else {}
+    found |= rule_rows(results) if all("tokens" in r for r in results) else {}
+    found["auroc"] = {
+        label: over_folds([r["auroc"][label]["auroc"] for r in results if label in r["auroc"]])
+        for label in results[0]["auroc"]
+    }
+    # a classifier that was found in its folder took no time to train
+    timed = [r["seconds"] for r in results if r.get("seconds_until_trained", 0) > 60]
+    others = {name for r in results for name in r.get("elsewhere", {})}
+    found["elsewhere"] = {
+        name: [r["elsewhere"][name] for r in results if name in r.get("elsewhere", {})]
+        for name in others
+    }
+    return found | {
+        "joined": folds,
+        "settings": {k: v for k, v in kept[0].items() if k != "train"},
+        "test": sum(r["test"] for r in results),
+        "boxed": sum(r["boxed"] for r in results),
+        "seconds": float(np.mean(timed)) if timed else None,
+        "memory_mib": max(r["memory_mib"] for r in results),
+        "threads": results[0]["threads"],
+    }
+
+
 def arguments() -> argparse.Namespace:
     """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", type=Path, required=True, help="folder of the training films")
+    parser.add_argument("--train", type=Path, help="folder of the training films")
+    parser.add_argument("--join", type=Path, nargs="+", help="result files of folds to summarise")
     parser.add_argument("--test", type=Path, help="folder of the test films")
     parser.add_argument("--json", type=Path, required=True, help="write the figures to this file")
     parser.add_argument("--encoder", default="efficientnet-lite0", help="see vision.encoders")
@@ -222,6 +320,10 @@ def arguments() -> argparse.Namespace:
         "--methods", nargs="*", default=["gradcamelementwise"], help="further maps to score"
     )
     args = parser.parse_args()
+    if args.join:
+        return args
+    if args.train is None:
+        parser.error("give --train DIR, or --join FILE ...")
     if not args.folds and args.test is None:
         parser.error("give --test DIR, or --folds N")
     return args
@@ -260,8 +362,26 @@ def measure(args, work: Path) -> dict:
     return result | {"train": len(train), "test": len(test), "boxed": len(test_boxes)}
 
 
+def write_joined(args) -> int:
+    """Write what `join` gives, and print the means."""
+    try:
+        result = join(args.join)
+    except R2GenKGError as e:
+        print(f"real_films: {e}", flush=True)
+        return 1
+    write_json(args.json, result)
+    for name in JOINED:
+        if name in result:
+            row = result[name]
+            interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if "low" in row else ""
+            print(f"{name:26} {row['mean']:.3f}{interval}")
+    return 0
+
+
 def main() -> int:
     args = arguments()
+    if args.join:
+        return write_joined(args)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         try:

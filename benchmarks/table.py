@@ -231,6 +231,51 @@ def scoring(r: dict) -> str:
     )
 
 
+def folds(row: dict, digits: int = 3) -> str:
+    """A mean over folds with its interval, where there is one."""
+    if "low" not in row:
+        return f"{row['mean']:.{digits}f} (one fold)"
+    return with_interval([row["mean"], row["low"], row["high"]], digits)
+
+
+def real_films(r: dict) -> str:
+    """AUROC, pointing and token area of the classifier of real films, over folds of patients."""
+    parts = [f"macro AUROC of eight labels {folds(r['macro_auroc_8'])}"]
+    parts.append(
+        f"pointing {folds(r['macro_pointing'])}, chance {r['macro_chance']['mean']:.3f}, "
+        f"the place without a film {folds(r['macro_prior'])}"
+    )
+    if "token_area_ratio" in r:
+        parts.append(f"token area in boxes {folds(r['token_area_ratio'], 1)} times chance")
+    time = "" if r["seconds"] is None else f"{r['seconds'] / 60:.0f} min and "
+    parts.append(f"{time}{r['memory_mib']:,} MiB a fold, {r['threads']} thread")
+    settings = r["settings"]
+    parts.append(f"{settings['size']} pixels, {settings['epochs']} epochs")
+    return (
+        f"folds {', '.join(map(str, r['joined']))} of {settings['folds']}, "
+        f"{r['test']:,} films, {r['boxed']} with boxes: " + "; ".join(parts)
+    )
+
+
+def ranked(rows: dict, digits: int = 3) -> str:
+    """Names with their means over folds, the best first."""
+    return "; ".join(f"{name} {folds(row, digits)}" for name, row in rows.items())
+
+
+def nih_reports(r: dict) -> str:
+    """CE F1 of reports for real films against the films' labels, beside the baselines."""
+    parts, film = [], r["film"]
+    for name, row in film.items():
+        if name == "labels":
+            continue
+        scores = [
+            f"{average} {with_interval([row[key], *row['intervals'][key]])}"
+            for average, key in (("micro", "ce_f1/micro-stated"), ("macro", "ce_f1/macro-stated"))
+        ]
+        parts.append(f"{name} {', '.join(scores)}")
+    return f"{r['test_studies']} test films, {len(film['labels'])} labels: " + "; ".join(parts)
+
+
 ROWS: tuple[tuple[str, str, Callable, str], ...] = (
     (
         "Knowledge prefix of one study, the paper's sizes, against the reference's procedure",
@@ -295,6 +340,30 @@ ROWS: tuple[tuple[str, str, Callable, str], ...] = (
         "local_llm.py score FILE",
     ),
     ("Files that pydicom ships, read as films", "films", films, "films.py"),
+    (
+        "Classifier of real films, NIH, EfficientNet-Lite0, maps taught by boxes; intervals over folds by patient",
+        "real_films_folds",
+        real_films,
+        "real_films.py --train DIR --folds 5 --fold I --json films_I.json; real_films.py --join films_*.json",
+    ),
+    (
+        "Where the maps of real films point (share in the box), the best first",
+        "real_films_folds",
+        lambda r: ranked(r["maps"]),
+        "the same",
+    ),
+    (
+        "Rules that choose vision tokens of real films (area in boxes, times chance), the best first",
+        "real_films_folds",
+        lambda r: ranked(r["token_rules"], 1),
+        "the same",
+    ),
+    (
+        "Reports for real films that borrow Open-i reports (`nih-openi`): CE F1 against the films' labels",
+        "nih_openi",
+        nih_reports,
+        "r2genkg train --preset nih-openi",
+    ),
     (
         "Entity model on MiniLM, trained on four fifths of 500 answers of GPT-4o",
         "extract",

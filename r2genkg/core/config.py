@@ -40,16 +40,19 @@ class StudiesConfig(Section):
     "Where reports and images come from (chapters `data` and `phantom`)."
 
     # the source
-    source: Literal["phantom", "openi-phantom", "files"] = (
-        "files"  # drawn; real Open-i text with drawn images; user's files
+    source: Literal["phantom", "openi-phantom", "files", "label-paired"] = (
+        "files"  # drawn; real Open-i text with drawn images; user's files; films that borrow reports
     )
-    path: str = ""  # studies.parquet, R2Gen json, table or folder when source is "files"
+    path: str = (
+        ""  # studies.parquet, R2Gen json, table or folder; films with labels for label-paired
+    )
     format: str = "auto"  # see `data.readers.read_studies`
     image_root: str = ""  # folder that image paths are relative to
     labels: str = ""  # CheXbert label lines of CheXpert Plus
     boxes: str = ""  # boxes or outlines of findings, see `data.regions`
     # what is made of a report
     section: Literal["findings", "findings+impression"] = "findings"
+    reports: int = Field(5, ge=1)  # most reports that a film borrows (label-paired)
     cleaning: Literal["iu", "mimic", "mimic-gpt", "none"] = (
         "iu"  # R2Gen's rules, or R2GenGPT's branch for MIMIC
     )
@@ -68,7 +71,7 @@ class StudiesConfig(Section):
 
     @model_validator(mode="after")
     def _own_files_or_drawn(self) -> "StudiesConfig":
-        if self.path and self.source != "files":
+        if self.path and self.source in ("phantom", "openi-phantom"):
             raise ValueError(
                 f"path is {self.path}, but source is {self.source}, which draws its images; "
                 "for your own files take the preset own-small, or set studies.source=files"

@@ -16,7 +16,7 @@ import yaml
 
 from ..core.files import R2GenKGError
 from .mimic_cxr import missing_of_physionet
-from .nih import missing_films
+from .nih import missing_films, unpack_films
 from .readers import FORMATS, read_studies
 from .splits import hash_share
 from .study import Studies, Study
@@ -159,6 +159,8 @@ def read_data_set(
     Raises `R2GenKGError` for what is missing, with the place where it can be had.
     """
     data, root = data_set(name), Path(root)
+    if name == "nih" and (folder := _image_folder(data, root, images)) is not None:
+        unpack_films(folder)
     missing = _missing_parts(data, root, images)
     if missing:
         raise R2GenKGError(

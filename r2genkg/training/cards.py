@@ -56,10 +56,16 @@ _LIMITS = """\
   neither may the weights."""
 
 
+#: What a model learnt from, by `studies.source`; other sources draw.
+_IMAGES = {
+    "files": "the user's own files",
+    "label-paired": "the user's films and reports of other patients with the same labels",
+}
+
+
 def model_card(config: Config, metrics: Mapping[str, Any]) -> str:
     "The text of MODEL_CARD.md."
-    drawn = config.studies.source != "files"
-    images = "drawn phantoms: it says nothing about patients" if drawn else "the user's own files"
+    images = _IMAGES.get(config.studies.source, "drawn phantoms: it says nothing about patients")
     lines = [
         f"# Model card: {config.name}",
         f"\nReport generator made by r2genkg {__version__} (arXiv 2508.03426). It learnt from {images}.",
@@ -88,11 +94,11 @@ def _licence(config: Config) -> str:
     "What is known of the licences of the data; Open-i's reports may be the text, or part of the graph."
     known, source = data_sets(), config.studies.source
     terms = {name: f"{found.licence} ({found.link})" for name, found in known.items()}
-    if source == "files":
+    if source in _IMAGES:
         licence = terms.get(config.name, "not known to r2genkg: fill in before you publish")
     else:
         licence = "images drawn by r2genkg from a seed; no licence restricts them"
-    if source == "openi-phantom" or "openi" in config.graph.corpora:
+    if source in ("openi-phantom", "label-paired") or "openi" in config.graph.corpora:
         licence += f"; reports of Open-i: {terms['iu-xray']}"
     return licence
 

@@ -8,7 +8,7 @@ __all__ = ['FILLER', 'MODEL_INPUTS', 'TrainingData', 'check_held_out', 'training
 
 # %% ../../nbs/09_training/02_dataset.ipynb #code-2
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 from ..data.study import label_matrix
-from ..core.config import Config
+from ..core.config import Config, override
 from ..core.files import R2GenKGError, atomic_path
 from ..core.stamps import fingerprint
 from ..core.runtime import progress
@@ -57,7 +57,8 @@ class TrainingData:
 # %% ../../nbs/09_training/02_dataset.ipynb #check_held_out
 def check_held_out(data: TrainingData, allowed: bool = False) -> None:
     "Raise `R2GenKGError` if graph or token bank were made from validation or test studies; `allowed` permits it."
-    held_out = {report_key(s.id) for s in data.studies if s.split != "train"}
+    others = [s for s in data.studies if s.split != "train"]
+    held_out = {report_key(i) for s in others for i in (s.id, *(p.id for p in s.paired))}
     if allowed or not held_out:
         return
     if count := _held_out_in_graph(data.graph, held_out):
@@ -87,6 +88,18 @@ def training_texts(config: Config, studies: Sequence[Study]) -> list[str]:
     raw = [s.report(config.studies.section) for s in studies]
     return raw if style == "none" else [clean_report(t, style) for t in raw]
 
+# %% ../../nbs/09_training/02_dataset.ipynb #borrowed-texts
+def _borrowed_texts(config: Config, studies: Sequence[Study]) -> list[list[str]] | None:
+    "All reports of each study, as `training_texts` gives the first; None where nobody borrows several."
+    if all(len(s.paired) < 2 for s in studies):
+        return None
+    found = [
+        [replace(s, findings=t, impression="") for t in s.reports(config.studies.section)]
+        for s in studies
+    ]
+    plain = override(config, ["studies.section=findings"])
+    return [training_texts(plain, versions) for versions in found]
+
 # %% ../../nbs/09_training/02_dataset.ipynb #reportdataset
 FILLER = -1  #: index of an example without a target: it fills up a batch and counts for nothing
 
@@ -106,12 +119,20 @@ class ReportDataset(Dataset):
         visual: Tensor | None = None,  # (S, 49, C), instead of images
         labels: Tensor | None = None,  # (S, 14) of 1, 0, -1, NaN
         stated: Statements | None = None,  # nodes and edges of each report, for grounding
+        borrowed: Sequence[Sequence[str]] | None = None,  # several reports of each study
     ):
         self.targets = target_ids(reports, tokenizer, target_length)
+        self.choices = [target_ids(texts, tokenizer, target_length) for texts in borrowed or ()]
         self.images, self.visual, self.labels, self.stated = images, visual, labels, stated
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def set_epoch(self, epoch: int, seed: int = 0) -> None:
+        "Draw the report that each study has in this pass, where it has several."
+        rng = np.random.default_rng([seed, epoch])
+        for i, several in enumerate(self.choices):
+            self.targets[i] = several[rng.integers(len(several))]
 
     def __getitem__(self, i: int) -> dict:
         if i == FILLER:
@@ -312,7 +333,8 @@ def make_dataset(
         visual = _cached_features(model, size, views, images, cache_dir)
     texts, length = training_texts(config, studies), config.train.target_length
     labels = _wanted_labels(config, studies)
-    return ReportDataset(texts, model.tokenizer, length, images, visual, labels)
+    several = _borrowed_texts(config, studies)
+    return ReportDataset(texts, model.tokenizer, length, images, visual, labels, borrowed=several)
 
 # %% ../../nbs/09_training/02_dataset.ipynb #wanted-labels
 def _wanted_labels(config: Config, studies: Sequence[Study]) -> Tensor | None:

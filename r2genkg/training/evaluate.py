@@ -19,18 +19,19 @@ import torch
 from ..core.config import Config
 from ..core.files import atomic_path, write_json
 from ..core.runtime import best_device, progress
-from ..data.study import LABELS, Study, first_pairs
+from ..data.study import LABELS, Study, first_pairs, label_matrix
 from ..kg.graph import M3KG
 from ..model.vision_backbone import mean_views
 from ..scores.metrics import Evaluation, evaluate_reports
-from ..scores.baselines import best_constant, nearest_reports
-from ..scores.significance import bootstrap
+from ..scores.baselines import best_constant, nearest_reports, picked_reports
+from ..scores.clinical_efficacy import stated_ce_stats
+from ..scores.significance import bootstrap, compare
 from ..text.labels import label_reports
 from .dataset import ReportDataset, TrainingData, make_dataset, training_texts
 from .dataset import views_to_pixels
 from .run import Run
 from .trainer import generate_all
-from ..vision.classifier import SwinClassifier
+from ..vision.classifier import SwinClassifier, predict_labels
 
 # %% ../../nbs/09_training/07_evaluate.ipynb #derange
 def derange(count: int, seed: int = 0) -> np.ndarray:
@@ -141,6 +142,43 @@ def _image_features(
         rows.append(tokens.mean(1).float().cpu())
     return torch.cat(rows).numpy()
 
+# %% ../../nbs/09_training/07_evaluate.ipynb #film-labels
+def _film_labels(studies: Sequence[Study]) -> np.ndarray | None:
+    "Labels (S, 14) of films that borrow their reports; None where the reports are their own."
+    return label_matrix(studies) if studies and all(s.paired for s in studies) else None
+
+
+def _against_films(truth: np.ndarray, hypo_labels: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    "CE of all reports against the labels of the films, with intervals and differences to the model's."
+    stats = {name: stated_ce_stats(truth, table) for name, table in hypo_labels.items()}
+    keys = [key for key in stats["model"] if "f1" in key]
+    found: dict[str, Any] = {
+        "labels": [k for k, known in zip(LABELS, ~np.isnan(truth).all(0)) if known]
+    }
+    for name, own in stats.items():
+        table = bootstrap(own, keys)
+        found[name] = {k: s.total() for k, s in own.items()}
+        found[name]["intervals"] = {
+            k: [float(row.low), float(row.high)] for k, row in table.iterrows()
+        }
+        if name != "model":
+            gains = compare(own, stats["model"], keys)
+            found[name]["model_gains"] = gains[["difference", "low", "high", "p"]].to_dict("index")
+    return found
+
+# %% ../../nbs/09_training/07_evaluate.ipynb #picked-for-films
+def _picked_for(
+    classifier: SwinClassifier,
+    films: Sequence[Study],
+    truth: np.ndarray,  # (S, 14)
+    train_labels: pd.DataFrame,  # (K, 14) of the training reports
+    texts: Sequence[str],  # K training reports
+) -> list[str]:
+    "For each film a training report that states the labels which the classifier finds in it."
+    found = classifier.positive(predict_labels(classifier, films))
+    stated = ~np.isnan(truth).all(axis=0)
+    return picked_reports(found, stated, train_labels.to_numpy() == 1, texts)
+
 # %% ../../nbs/09_training/07_evaluate.ipynb #written
 @dataclass(frozen=True)
 class _Written:
@@ -150,6 +188,7 @@ class _Written:
     reports: dict[str, list[str]]  # name -> hypotheses; "model" is the run itself
     ref_labels: pd.DataFrame  # (S, 14)
     hypo_labels: dict[str, pd.DataFrame]  # name -> (S, 14)
+    film_labels: np.ndarray | None = None  # (S, 14), where films borrow their reports
 
 # %% ../../nbs/09_training/07_evaluate.ipynb #write-reports
 def _write_reports(run: Run, data: TrainingData, cache: Path) -> _Written:
@@ -164,18 +203,30 @@ def _write_reports(run: Run, data: TrainingData, cache: Path) -> _Written:
     classifier = _feature_classifier(config, data)
     train_features = _image_features(make_dataset(config, model, train, cache), classifier)
     features = _image_features(test_set, classifier)
+    truth = _film_labels(test)
     ref_labels, train_labels = label_reports(refs), label_reports(train_texts)
+    of_train = train_labels
+    if truth is not None:  # the labels of the films, not of what they borrow
+        ref_labels = pd.DataFrame(truth, columns=LABELS)
+        stated = ~np.isnan(truth).all(axis=0)  # the constant is best where films can judge
+        of_train = train_labels.where(np.broadcast_to(stated, train_labels.shape))
     reports = {"model": hypos, "shuffled images": shuffled}
-    reports |= _baseline_reports(
-        train_texts, train_labels, refs, ref_labels, train_features, features
-    )
+    reports |= _baseline_reports(train_texts, of_train, refs, ref_labels, train_features, features)
+    if truth is not None and (found := _label_classifier(data)) is not None:
+        picked = _picked_for(found, test, truth, train_labels, train_texts)
+        reports["report picked for the classifier's labels"] = picked
     hypo_labels = {name: label_reports(texts) for name, texts in reports.items()}
-    return _Written(refs, reports, ref_labels, hypo_labels)
+    return _Written(refs, reports, ref_labels, hypo_labels, truth)
 
 # %% ../../nbs/09_training/07_evaluate.ipynb #feature-classifier
 def _feature_classifier(config: Config, data: TrainingData) -> SwinClassifier | None:
     "The classifier whose features find the nearest report; None for a frozen encoder, whose features are cached."
-    if config.model.freeze_vision or not (Path(data.classifier) / "config.json").is_file():
+    return None if config.model.freeze_vision else _label_classifier(data)
+
+
+def _label_classifier(data: TrainingData) -> SwinClassifier | None:
+    "The classifier of the labels; None where there is none."
+    if not (Path(data.classifier) / "config.json").is_file():
         return None
     return SwinClassifier.load(data.classifier).to(best_device()).eval()
 
@@ -217,5 +268,11 @@ def evaluate(
         "baselines": {name: e.scores for name, e in found.items()},
         "test_studies": len(test),
     }
+    if written.film_labels is not None:
+        metrics["settings"]["labels"] = "rules; of the references: the films' own labels"
+        metrics["settings"]["references"] = (
+            "borrowed from other patients: BLEU and its like say only how reports are worded"
+        )
+        metrics["film"] = _against_films(written.film_labels, labels)
     write_json(run.folder / "metrics.json", metrics)
     return metrics

@@ -20,7 +20,7 @@ from ..data.study import Study
 from ..extraction.annotate import annotate
 from ..extraction.annotation_files import load_annotations
 from ..kg.scales import ScaleGraph
-from ..kg.statements import Statements, read_statements
+from ..kg.statements import Statements, agreed_statements, read_statements
 from ..model.fusion import KnowledgePrefix
 from ..model.grounding import log_odds
 from ..model.label_prompts import fit_thresholds
@@ -45,10 +45,24 @@ def _report_annotations(
 def study_statements(
     config: Config, data: TrainingData, studies: Sequence[Study], scale: ScaleGraph
 ) -> Statements:
-    "Which nodes and edges of a scale the report of each study states. Raises `R2GenKGError` without a graph."
+    """Which nodes and edges of a scale each study's report states. Raises `R2GenKGError` without a graph.
+
+    Of a film that borrows reports, what most of them state; what fewer state is open: no label vouches for it.
+    """
     if data.graph is None:
         raise R2GenKGError("model.grounding needs the graph's names: give TrainingData.graph")
-    return read_statements(scale, data.graph, _report_annotations(config, data, studies))
+    texts = _single_reports(studies)
+    found = read_statements(scale, data.graph, _report_annotations(config, data, texts))
+    return agreed_statements(found, [max(1, len(s.paired)) for s in studies])
+
+# %% ../../nbs/09_training/04_grounding_targets.ipynb #single-reports
+def _single_reports(studies: Sequence[Study]) -> list[Study]:
+    "The studies, each film in the place of which the reports stand that it borrows."
+    found: list[Study] = []
+    for s in studies:
+        lent = [Study(p.id, (), p.findings, p.impression) for p in s.paired]
+        found += lent or [s]
+    return found
 
 # %% ../../nbs/09_training/04_grounding_targets.ipynb #label-rates
 def _label_rates(labels: Tensor | np.ndarray) -> Tensor:  # (S, 14) -> (14,)

@@ -61,8 +61,13 @@ def _missing(key: str, value: str, kind: str = "file or folder") -> R2GenKGError
 # %% ../../nbs/09_training/08_preflight.ipynb #check-studies-paths
 def _check_studies_paths(c: StudiesConfig) -> None:
     "Raise `R2GenKGError` for files of the user's studies that are not there."
-    if c.source != "files":
+    if c.source not in ("files", "label-paired"):
         return
+    if c.source == "label-paired" and not c.path:
+        raise R2GenKGError(
+            "source label-paired needs films with labels: set studies.path to NIH's "
+            "Data_Entry_2017_v2020.csv, to a table with id, image and chexpert, or to the folder of either"
+        )
     if not Path(c.path).exists():
         made = "; `r2genkg data prepare` makes it" if c.path.endswith(".parquet") else ""
         raise R2GenKGError(f"studies.path: {c.path}: no such file or folder{made}")

@@ -142,13 +142,21 @@ class SaveEverySteps(TrainerCallback):
 
 # %% ../../nbs/09_training/03_trainer.ipynb #data-order
 class DataOrder(TrainerCallback):
-    "Gives the sampler the epoch; the loader of a resumed distributed run does not do it."
+    "Gives sampler and studies the epoch; the loader of a resumed distributed run does not do it."
 
     def __init__(self, trainer: "ReportTrainer"):
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.sampler.set_epoch(int(state.epoch or 0))
+        epoch, data, sampler = (
+            int(state.epoch or 0),
+            self.trainer.train_dataset,
+            self.trainer.sampler,
+        )
+        sampler.set_epoch(epoch)
+        if getattr(data, "choices", None):  # studies that borrow several reports
+            data.set_epoch(epoch, sampler.seed)
+            sampler.lengths = [len(t) for t in data.targets]
 
 
 def tensorboard(folder: Path) -> TrainerCallback:

@@ -143,7 +143,8 @@ def _probabilities(classifier: Any, pixels: torch.Tensor) -> list[tuple[str, flo
     "Labels with their mean probability over the views (V, 3, H, W), most probable first; none without a classifier."
     if classifier is None:
         return []
-    mean = classifier(pixels).sigmoid().mean(0).tolist()
+    given = classifier(pixels).sigmoid().mean(0).float().cpu().numpy()
+    mean = classifier.calibrated(given[None])[0].tolist()
     return sorted(zip(LABELS, mean), key=lambda pair: -pair[1])
 
 # %% ../../nbs/10_use/04_report.ipynb #explain-piece

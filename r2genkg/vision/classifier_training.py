@@ -22,7 +22,8 @@ from ..core.runtime import best_device, has_bfloat16, set_seed
 from ..data.images import ImageCache, to_pixels
 from ..data.regions import Regions
 from ..data.study import Study, label_matrix
-from .classifier import SwinClassifier, build_backbone, predict_labels
+from .classifier import SwinClassifier, predict_labels, start_classifier
+from .decisions import fit_decisions
 from .augmentation import augment_film
 from .label_scores import macro_auroc, score_labels
 
@@ -319,7 +320,41 @@ def _final_metrics(
     split = next(s for s in ("test", "val", "train") if s in members)
     rows = members[split]
     probs = predict_labels(classifier, [studies[i] for i in rows], cache)
-    return _metrics(targets[rows], probs, split, seed)
+    found = _metrics(targets[rows], probs, split, seed)
+    return found | {"decisions": _decision_scores(classifier, targets[rows], probs)}
+
+# %% ../../nbs/06_vision/04_classifier_training.ipynb #decide
+def _decide(
+    classifier: SwinClassifier,
+    studies: Sequence[Study],
+    targets: np.ndarray,
+    members: dict[str, list[int]],
+    cache: ImageCache,
+) -> None:
+    "Fit probabilities and thresholds on the validation studies; without any they stay as they are."
+    rows = members.get("val")
+    if rows:
+        probs = predict_labels(classifier, [studies[i] for i in rows], cache)
+        classifier.decisions = fit_decisions(targets[rows], probs)
+
+# %% ../../nbs/06_vision/04_classifier_training.ipynb #decision-scores
+def _decision_scores(classifier: SwinClassifier, targets: np.ndarray, probs: np.ndarray) -> dict:
+    "Micro F1 at the thresholds and at 0.5, and Brier scores of probabilities as given and calibrated."
+    known = ~np.isnan(targets)
+    truth = targets[known] == 1
+
+    def f1(found: np.ndarray) -> float:
+        return 2 * float((found & truth).sum()) / max(1, int(found.sum() + truth.sum()))
+
+    def brier(p: np.ndarray) -> float:
+        return float(((p[known] - truth) ** 2).mean())
+
+    return {
+        "f1": f1(classifier.positive(probs)[known]),
+        "f1_at_half": f1((probs >= 0.5)[known]),
+        "brier": brier(classifier.calibrated(probs)),
+        "brier_as_given": brier(probs),
+    }
 
 # %% ../../nbs/06_vision/04_classifier_training.ipynb #train_classifier
 def train_classifier(
@@ -348,9 +383,10 @@ def train_classifier(
     cache = cache or ImageCache(home / "images", image_size)
 
     set_seed(seed)
-    classifier = SwinClassifier(build_backbone(config, image_size), image_size)
+    classifier = start_classifier(config, image_size)
     parts = _datasets(studies, targets, members, cache, config.augment, regions)
     history = _fit(classifier, parts, config, checkpoints, seed) if config.epochs else []
+    _decide(classifier, studies, targets, members, cache)
     metrics = _final_metrics(classifier, studies, targets, members, cache, seed)
     with atomic_path(out) as tmp:
         classifier.save(tmp)
