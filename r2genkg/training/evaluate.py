@@ -256,12 +256,12 @@ def evaluate(
     )
     own = found.pop("model")
     studies = run.config.studies
-    settings = {
+    settings: dict[str, Any] = {
         "labels": "rules",
         "section": studies.section,
         "report_cleaning": studies.cleaning,
     }
-    metrics = {
+    metrics: dict[str, Any] = {
         "scores": own.scores,
         "settings": own.settings | settings,
         "intervals": _intervals(own),

@@ -185,11 +185,11 @@ def make_studies(config: Config, paths: dict[str, Path], out: Path, work: Path) 
             )
         )
         check_section(read, c.section, c.path)
-        read = pair_with_openi(read, c) if c.source == "label-paired" else read
+        paired = pair_with_openi(read, c) if c.source == "label-paired" else read
         studies = first_studies(
-            read,
+            paired,
             {
-                k: n or len(read)
+                k: n or len(paired)
                 for k, n in (("train", c.n_train), ("val", c.n_val), ("test", c.n_test))
             },
         )

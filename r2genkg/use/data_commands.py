@@ -206,10 +206,10 @@ paying twice."""
     out = out or Path("annotations.jsonl")  # answers of earlier runs beside it count
     check_output_path(out, studies)
     kind, _, spec = annotator.partition(":")
-    options = {"allow_external": allow_external or None, "max_cost": max_cost}
+    options: dict[str, Any] = {"allow_external": allow_external or None, "max_cost": max_cost}
     options |= {"base_url": base_url or None, "concurrency": concurrency}
     if kind != "llm":
-        own = {"price_input": price_input, "price_output": price_output}
+        own: dict[str, Any] = {"price_input": price_input, "price_output": price_output}
         flags = {"dry_run": dry_run, "partial": partial, "api_key_env": api_key_env}
         _refuse_llm_options(annotator, options | own | flags)
         return show(annotate_file(studies, out, annotator, section, sample, workers), as_json)

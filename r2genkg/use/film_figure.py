@@ -7,7 +7,7 @@ __all__ = ['film_figure']
 
 # %% ../../nbs/10_use/24_film_figure.ipynb #imports
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from ..core.files import R2GenKGError
 from ..data.images import load_image, to_pixels
 from ..data.regions import Regions, read_regions
 from ..data.study import LABELS, Study
+from ..model.fusion import PrefixOutput
 from ..training.run import Run
-from .mechanism_audit import look_at
+from .mechanism_audit import prefix_outputs
 from ..vision.class_maps import pair_cams
 from ..vision.retrieval_audit import token_pixels
 
@@ -60,7 +62,7 @@ def _draw_film(ax: Any, study: Study, label: str, size: int, regions: Regions | 
         frame = Rectangle(tuple(low), *(high - low), fill=False, edgecolor="yellow", linewidth=1)
         ax.add_patch(frame)
     present = [k for k in LABELS if (study.labels or {}).get(k) == 1]
-    ax.set_title("\n".join(textwrap.wrap(", ".join(present) or "no label", 26)[:2]), fontsize=7)
+    ax.set_title("\n".join(textwrap.wrap(", ".join(present) or "no label", 26)[:2]), fontsize=8)
 
 
 def _draw_map(ax: Any, classifier: Any, study: Study, label: str, method: str) -> None:
@@ -72,27 +74,39 @@ def _draw_map(ax: Any, classifier: Any, study: Study, label: str, method: str) -
     (cam,), _ = pair_cams(classifier, pixels, torch.tensor([0]), which, method)
     ax.imshow(image, cmap="gray", vmin=0, vmax=255)
     ax.imshow(cam, cmap="inferno", alpha=0.45, vmin=0, vmax=1)
-    ax.set_title(f"map: {label}", fontsize=7)
+    ax.set_title(f"map: {label}", fontsize=8)
 
 # %% ../../nbs/10_use/24_film_figure.ipynb #draw-rest
 #: Tokens and nodes in a row.
 _TOKENS, _NODES = 3, 8
 
 
-def _draw_tokens(axes: Sequence[Any], weights: np.ndarray, run: Run, study: Study) -> None:
+def _draw_tokens(axes: Any, weights: np.ndarray, run: Run, study: Study) -> None:
     "The tokens that the query of the label weighs most."
     size = run.config.studies.image_size
     for ax, row in zip(axes, np.argsort(-weights, kind="stable")):
         label = run.bank.table.label.iloc[row]
         ax.imshow(token_pixels(run.bank, int(row), size), cmap="gray", vmin=0, vmax=255)
         colour = "tab:green" if (study.labels or {}).get(label) == 1 else "black"
-        ax.set_title(f"{label}\n{weights[row]:.2f}", fontsize=7, color=colour)
+        ax.set_title(f"{label}\n{weights[row]:.2f}", fontsize=8, color=colour)
 
 
 def _draw_words(ax: Any, lines: Sequence[str], title: str) -> None:
     "Lines of text in the place of a picture."
-    ax.text(0, 1, "\n".join(lines), fontsize=6.5, va="top", transform=ax.transAxes)
-    ax.set_title(title, fontsize=7, loc="left")
+    ax.text(0, 1, "\n".join(lines), fontsize=8, va="top", transform=ax.transAxes)
+    ax.set_title(title, fontsize=8, loc="left")
+
+# %% ../../nbs/10_use/24_film_figure.ipynb #retrieved-and-present
+def _retrieved_and_present(
+    outputs: Iterable[tuple[Tensor, PrefixOutput]],
+) -> tuple[np.ndarray | None, np.ndarray | None]:  # (S, 14, M), (S, N)
+    "Weights over the bank, and logits of the nodes; None where the run lacks them."
+    found = [output for _, output in outputs]
+    if any(o.retrieval is None or o.presence is None for o in found):
+        return None, None
+    rows = zip(*((o.retrieval.float().cpu(), o.presence.float().cpu()) for o in found))  # type: ignore[union-attr]
+    retrieval, presence = (np.concatenate([np.asarray(part) for part in kind]) for kind in rows)
+    return retrieval, presence
 
 # %% ../../nbs/10_use/24_film_figure.ipynb #film-figure-code
 def film_figure(
@@ -106,22 +120,23 @@ def film_figure(
     boxes = opened.config.studies.boxes
     regions = read_regions(boxes) if boxes and Path(boxes).is_file() else None
     films = _choose_films([s for s in opened.studies if s.split == split], count, regions)
-    seen = look_at(opened.model, [s for s, _ in films])
-    if seen.retrieval is None or seen.presence is None:
+    outputs = prefix_outputs(opened.model, [s for s, _ in films])
+    retrieval, presence = _retrieved_and_present(outputs)
+    if retrieval is None or presence is None:
         raise R2GenKGError("the figure needs a run with model.use_retrieval and model.grounding")
     fig = Figure(figsize=(11, 1.75 * len(films)), dpi=110, layout="constrained")
     widths = [1, 1, *[0.6] * _TOKENS, 1.1, 1.9]
     axes = fig.subplots(len(films), len(widths), squeeze=False, width_ratios=widths)
     names, reports = opened.model.prefix.fed_scale.names, opened.predictions.hypothesis
     for row, (study, label) in enumerate(films):
-        k, chance = LABELS.index(label), 1 / (1 + np.exp(-seen.presence[row]))
+        k, chance = LABELS.index(label), 1 / (1 + np.exp(-presence[row]))
         likely = [f"{names[n]} {chance[n]:.2f}" for n in np.argsort(-chance)[:_NODES]]
         for ax in axes[row]:
             ax.axis("off")
         _draw_film(axes[row, 0], study, label, opened.config.studies.image_size, regions)
         _draw_map(axes[row, 1], opened.classifier, study, label, opened.config.tokens.method)
-        _draw_tokens(axes[row, 2 : 2 + _TOKENS], seen.retrieval[row, k], opened, study)
+        _draw_tokens(axes[row, 2 : 2 + _TOKENS], retrieval[row, k], opened, study)
         _draw_words(axes[row, -2], likely, "nodes")
         _draw_words(axes[row, -1], textwrap.wrap(reports.get(study.id, ""), 52)[:9], "generated")
-    fig.supxlabel(source, fontsize=7)
+    fig.supxlabel(source, fontsize=8)
     return fig
