@@ -324,7 +324,7 @@ def _label_by_rules(reports: Sequence[str], labeler: str, workers: int) -> np.nd
     label = f"labelling, parts of {CHUNK:,} reports"
     shown = progress(parts, label, -(-len(reports) // CHUNK))
     rows = np.concatenate([np.empty((0, len(LABELS))), *shown])
-    empty = np.flatnonzero(np.isnan(rows).all(axis=1))
+    empty = np.flatnonzero(np.isnan(rows).all(axis=1)).tolist()
     foreign = sum(english_sentences(reports[n]) is None for n in empty if reports[n].strip())
     warn_of_languages(foreign, "labels")
     return rows
