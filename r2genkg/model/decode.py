@@ -197,7 +197,7 @@ def generate_ids(
 
 # %% ../../nbs/07_model/18_decode.ipynb #guidance
 class Guidance:
-    """Words that the image makes likelier gain, words that are likely without it lose; for `processors` of `generate_ids`.
+    """Words that the image makes likelier gain, others lose; one of the `processors` of `generate_ids`.
 
     What is likely without an image depends on the written words alone, so all rows share one input.
     """
