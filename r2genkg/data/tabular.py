@@ -72,10 +72,11 @@ _NUMBER = re.compile(r"[+-]?\d[\d.,]*(?:[eE][+-]?\d+)?%?$")
 
 
 def safe_cell(value: Any) -> Any:
-    "A text that no spreadsheet takes for a formula. Numbers and other values stay as they are."
-    if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.match(value):
-        return f"'{value}"
-    return value
+    "A text that no spreadsheet takes for a formula, on one line. Numbers and other values stay as they are."
+    if not isinstance(value, str):
+        return value
+    line = value.replace("\r", " ")  # a csv writer leaves it bare, and a reader begins a row there
+    return f"'{line}" if _FORMULA.match(value) and not _NUMBER.match(value) else line
 
 
 def plain_cell(value: str) -> str:
@@ -96,6 +97,7 @@ def safe_frame(
     if raw:
         return table
     named = table.rename(index=safe_cell, columns=safe_cell)
+    named.index = named.index.set_names([safe_cell(name) for name in named.index.names])
     return named.apply(_safe_column) if len(named.columns) else named
 
 # %% ../../nbs/01_data/00_tabular.ipynb #join-image

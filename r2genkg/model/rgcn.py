@@ -6,6 +6,9 @@
 __all__ = ['union_graph', 'check_scales', 'RelationalEncoder']
 
 # %% ../../nbs/07_model/01_rgcn.ipynb #code-2
+import sys
+import tempfile
+from pathlib import Path
 from collections.abc import Sequence
 
 import torch
@@ -60,6 +63,15 @@ def _fault(s: ScaleGraph, dim: int, num_relations: int, max_nodes: int) -> str:
         return f": edge type {int(types.max())} found, the model has {num_relations} relations"
     return ""
 
+# %% ../../nbs/07_model/01_rgcn.ipynb #remove-templates
+def _remove_templates() -> None:
+    "Remove the files of code that PyG's layers left in the temporary folder; they were read."
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.startswith("torch_geometric.nn.conv.") and file:
+            if Path(file).parent == Path(tempfile.gettempdir()):
+                Path(file).unlink(missing_ok=True)
+
 # %% ../../nbs/07_model/01_rgcn.ipynb #relationalencoder
 class RelationalEncoder(nn.Module):
     "Two R-GCN layers with shared weights for all scales (reference: visual_rgcn/graph.py)."
@@ -76,6 +88,7 @@ class RelationalEncoder(nn.Module):
 
         self.conv1 = RGCNConv(dim, hidden, num_relations)
         self.conv2 = RGCNConv(hidden, dim, num_relations)
+        _remove_templates()
         self.dropout = dropout
 
     def forward(

@@ -66,8 +66,9 @@ def write_labels(
             file.writelines(_json_lines(name, keys, rows))
             return
         writer = csv.writer(file)
-        writer.writerow([name, *LABELS])
-        named = keys if raw else map(safe_cell, keys)
+        safe = (lambda text: text) if raw else safe_cell
+        writer.writerow([safe(name), *LABELS])
+        named = map(safe, keys)
         writer.writerows([key, *row] for key, row in zip(named, rows, strict=True))
 
 # %% ../../nbs/03_text/10_label_files.ipynb #read-csv-labels

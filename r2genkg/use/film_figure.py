@@ -124,7 +124,7 @@ def film_figure(
     retrieval, presence = _retrieved_and_present(outputs)
     if retrieval is None or presence is None:
         raise R2GenKGError("the figure needs a run with model.use_retrieval and model.grounding")
-    fig = Figure(figsize=(11, 1.75 * len(films)), dpi=110, layout="constrained")
+    fig = Figure(figsize=(11, 1.75 * len(films)), dpi=100, layout="constrained")
     widths = [1, 1, *[0.6] * _TOKENS, 1.1, 1.9]
     axes = fig.subplots(len(films), len(widths), squeeze=False, width_ratios=widths)
     names, reports = opened.model.prefix.fed_scale.names, opened.predictions.hypothesis

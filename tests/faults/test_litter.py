@@ -3,6 +3,7 @@
 The app is in `test_app_faults`, the text commands with two workers are in `test_ends`.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -30,7 +31,8 @@ class Place:
         process.start()
         if end_after is not None:
             time.sleep(end_after)
-            os.kill(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it may have ended
+                os.kill(process.pid, signal.SIGTERM)
         process.join(600)
         return process.exitcode or 0
 
@@ -60,10 +62,19 @@ def arguments(name: str, run: Path, folder: Path) -> list:
     return {
         "report": ["report", film, "--run", run, "--out", folder / "r.html"],
         "report, no image": ["report", folder / "r.csv", "--run", run],
-        "audit": ["audit", "--run", run, "--out", folder / "audit"],
+        "audit": ["audit", run, "--out", folder / "audit"],
         "label": ["label", folder / "r.csv", "--out", folder / "l.csv"],
         "annotate": ["annotate", folder / "r.csv", "--out", folder / "a.jsonl"],
-        "kg build": ["kg", "build", "--studies", folder / "r.csv", "--out", folder / "kg"],
+        "kg build": [
+            "kg",
+            "build",
+            "--min-count",
+            "1",
+            "--studies",
+            folder / "r.csv",
+            "--out",
+            folder / "kg",
+        ],
         "score": ["score", "--refs", folder / "r.json", "--hypos", folder / "r.json"],
         "demo": ["demo", "--out", folder / "run", *TINY],
     }[name]

@@ -111,7 +111,7 @@ def test_a_resumed_process_sees_the_order_of_its_epoch():
     expected = [b.tolist() for b in whole]
     resumed = skip_first_batches(loader(sampler), 2)
     resumed.set_epoch(1)
-    DataOrder(SimpleNamespace(sampler=sampler)).on_epoch_begin(
+    DataOrder(SimpleNamespace(sampler=sampler, train_dataset=[])).on_epoch_begin(
         None, SimpleNamespace(epoch=1.5), None
     )
     assert [b.tolist() for b in resumed] == expected[2:] and len(expected) == 4

@@ -47,7 +47,7 @@ def paired(tmp_path_factory):
     changes = [*SMALL, "studies.source=label-paired", f"studies.path={table}", "train.epochs=2"]
     with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="METEOR is None"):
         patch.setattr("r2genkg.scores.nlg.java_available", lambda: False)
-        run_pipeline(load_config("demo-grounded", [*changes, "model.prune_kg=8"]), root / "out")
+        run_pipeline(load_config("demo", [*changes, "model.prune_kg=8"]), root / "out")
     return root / "out"
 
 
@@ -114,7 +114,7 @@ def test_scores_are_against_the_films(paired):
 
 def test_a_trained_classifier_is_taken_as_it_is(paired, tmp_path):
     config = load_config(
-        "demo-grounded",
+        "demo",
         [
             *SMALL,
             "studies.source=label-paired",
