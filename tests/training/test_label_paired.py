@@ -46,7 +46,7 @@ def paired(tmp_path_factory):
     table = film_table(root / "films")
     changes = [*SMALL, "studies.source=label-paired", f"studies.path={table}", "train.epochs=2"]
     with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="METEOR is None"):
-        patch.setattr("r2genkg.scores.nlg.java_available", lambda: False)
+        patch.setattr("r2genkg.scores.meteor.java_available", lambda: False)
         run_pipeline(load_config("demo", [*changes, "model.prune_kg=8"]), root / "out")
     return root / "out"
 
