@@ -5,7 +5,7 @@
     OMP_NUM_THREADS=1 python benchmarks/pruning.py --time                 # and seconds to read the prefix (SmolLM2)
 
 Operations are those of generating one report: the prompt is read once, 100 tokens are written in 3 beams. Runs are
-made with `r2genkg train --preset demo --set model.prune_kg=32 --out runs/k32`; a missing one is shown as "not run".
+made with `r2genkg train --preset demo-paper --set model.prune_kg=32 --out runs/k32`; missing ones are "not run".
 """
 
 import argparse

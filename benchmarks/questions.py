@@ -1,6 +1,6 @@
 """Two questions that the paper leaves open, from runs of the grid `questions`: denoising 500 nodes, aligning queries.
 
-    r2genkg tables --grid questions --out runs/questions       # nine runs of the preset demo, seed 42
+    r2genkg tables --grid questions --out runs/questions       # nine runs of the preset demo-paper, seed 42
     r2genkg tables --grid rows.yaml --seeds 43,44 --out runs/more   # some of its rows, with other seeds
     python benchmarks/questions.py runs/questions runs/more    # prints JSON; --out FILE also writes it
 

@@ -203,7 +203,9 @@ class ModelConfig(Section):
     label_prompts: bool = (
         False  # 14 tokens that say which labels are present; acts with query_labels
     )
-    node_prompts: bool = False  # nodes that go on say whether they are present; acts with grounding
+    node_prompts: bool = (
+        False  # nodes say whether they are present; acts with grounding and label_prompts
+    )
 
     @model_validator(mode="after")
     def _heads_divide_widths(self) -> "ModelConfig":

@@ -21,9 +21,7 @@ from ..kg.scales import ScaleGraph
 from .grounding import likeliest, presence_bias
 from .node_choice import choose_nodes, fade, node_scores
 from .places import place_code
-from .prefix_inputs import check_inputs as _check_inputs
-from .prefix_inputs import encoded_scales as _encoded_scales
-from .prefix_inputs import node_prototypes as _prototypes
+from .prefix_inputs import check_inputs, encoded_scales, node_prototypes
 from .prefix_parts import build_parts
 from .rgcn import union_graph
 from .reference_weights import fitting_tensors, official_config, official_tensors
@@ -313,13 +311,13 @@ class KnowledgePrefix(nn.Module):
         bank_places: Tensor | None = None,  # (M, 2) centres in 0..1; for config.retrieval_places
     ):
         super().__init__()
-        _check_inputs(config, scales, bank, num_relations)
+        check_inputs(config, scales, bank, num_relations)
         self.config, self.scales = config, list(scales)
         self.prune_kg = prune_kg or config.prune_kg
         self.dim_visual, self.dim_llm = dim_visual or config.dim, dim_llm
         self.num_visual, self.num_relations = num_visual, num_relations
         bank = torch.empty(0, config.dim_node) if bank is None else bank.float()
-        encoded = _encoded_scales(config, self.scales)
+        encoded = encoded_scales(config, self.scales)
         x, edge_index, edge_type, self.sizes = union_graph(encoded)
         self.register_buffer("bank", bank, persistent=False)
         labels = torch.tensor(bank_labels, dtype=torch.long)
@@ -332,7 +330,7 @@ class KnowledgePrefix(nn.Module):
         self.register_buffer("node_edge_index", edge_index, persistent=False)
         self.register_buffer("node_edge_type", edge_type, persistent=False)
         names = getattr(self.fed_scale, "names", ()) if encoded else ()
-        prototypes = _prototypes(encoded, bank, labels) if config.node_prototypes else None
+        prototypes = node_prototypes(encoded, bank, labels) if config.node_prototypes else None
         self.register_buffer("prototypes", prototypes, persistent=False)
         widths = (self.dim_visual, bank.shape[1], dim_llm)
         fed = self.fed_scale if encoded else None

@@ -122,6 +122,6 @@ def build_parts(
     parts["layer_norm"] = nn.LayerNorm(dim_llm)
     if config.label_prompts and config.query_labels:
         parts["label_prompts"] = LabelPrompts(dim_llm)
-    if config.node_prompts and "node_presence" in parts:
+    if config.node_prompts and {"node_presence", "label_prompts"} <= set(parts):
         parts["node_prompts"] = LabelPrompts(dim_llm, _num_nodes(config, scale))
     return nn.ModuleDict(parts)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core.config import Config
+from ..core.config import Config, StudiesConfig
 from ..core.files import atomic_path, write_json
 from ..core.runtime import best_device, progress
 from ..data.study import LABELS, Study, first_pairs, label_matrix
@@ -230,6 +230,25 @@ def _label_classifier(data: TrainingData) -> SwinClassifier | None:
         return None
     return SwinClassifier.load(data.classifier).to(best_device()).eval()
 
+# %% ../../nbs/09_training/08_evaluate.ipynb #run-metrics
+#: Settings of scores whose references are borrowed.
+_BORROWED = {
+    "labels": "rules; of the references: the films' own labels",
+    "references": "borrowed from other patients: BLEU and its like say only how reports are worded",
+}
+
+
+def _metrics(found: Mapping[str, Evaluation], studies: StudiesConfig) -> dict[str, Any]:
+    "Scores of the model and of its baselines, as metrics.json holds them."
+    own = found["model"]
+    settings = {"labels": "rules", "section": studies.section, "report_cleaning": studies.cleaning}
+    return {
+        "scores": own.scores,
+        "settings": own.settings | settings,
+        "intervals": _intervals(own),
+        "baselines": {name: e.scores for name, e in found.items() if name != "model"},
+    }
+
 # %% ../../nbs/09_training/08_evaluate.ipynb #evaluate
 def evaluate(
     folder: str | Path,  # run folder that `train` wrote
@@ -254,25 +273,9 @@ def evaluate(
     found = _score_all(
         written.refs, reports, written.ref_labels, labels, test[0].source, data.graph
     )
-    own = found.pop("model")
-    studies = run.config.studies
-    settings: dict[str, Any] = {
-        "labels": "rules",
-        "section": studies.section,
-        "report_cleaning": studies.cleaning,
-    }
-    metrics: dict[str, Any] = {
-        "scores": own.scores,
-        "settings": own.settings | settings,
-        "intervals": _intervals(own),
-        "baselines": {name: e.scores for name, e in found.items()},
-        "test_studies": len(test),
-    }
+    metrics = _metrics(found, run.config.studies) | {"test_studies": len(test)}
     if written.film_labels is not None:
-        metrics["settings"]["labels"] = "rules; of the references: the films' own labels"
-        metrics["settings"]["references"] = (
-            "borrowed from other patients: BLEU and its like say only how reports are worded"
-        )
+        metrics["settings"] |= _BORROWED
         metrics["film"] = _against_films(written.film_labels, labels)
     write_json(run.folder / "metrics.json", metrics)
     return metrics

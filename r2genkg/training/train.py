@@ -262,9 +262,8 @@ def train(
     trainer = make_trainer(config, data, model, work)
     begun = last_checkpoint(work / "checkpoints")
     if not begun and trainer.train_dataset.labels is not None:
-        texts = training_texts(config, first_pairs(data.split("train"), config.studies.pairs))
         learnt = trainer.train_dataset
-        write_from_labels(model, texts, learnt.labels, data.cache, learnt.stated)
+        write_from_labels(model, learnt.targets, learnt.labels, data.cache, learnt.stated)
     _run_trainer(trainer, begun)
     finish_prompts(model, trainer.train_dataset, _held_out_set(config, data, model, work))
     if _sharded():
@@ -291,6 +290,10 @@ def _check_sharded(config: Config) -> None:
     if config.llm.pretrain_epochs:
         raise R2GenKGError(
             "a sharded model (FSDP) cannot be put together again after llm.pretrain_epochs: set it to 0"
+        )
+    if config.llm.label_epochs:
+        raise R2GenKGError(
+            "a sharded model (FSDP) cannot first learn to write from labels: set llm.label_epochs=0"
         )
     if config.train.evals_per_epoch:
         raise R2GenKGError(

@@ -24,7 +24,7 @@ from ..core.runtime import best_device, set_seed
 from ..core.weights import load_tensors, weights_key
 from ..kg.statements import STATED, Statements
 from ..model.llm import quiet
-from ..model.model import R2GenKG, target_ids, target_loss
+from ..model.model import R2GenKG, target_loss
 from .dataset import balanced_chances
 
 # %% ../../nbs/09_training/05_writing_from_labels.ipynb #label-writer
@@ -157,7 +157,7 @@ _LESSONS = 1
 
 def write_from_labels(
     model: R2GenKG,
-    texts: Sequence[str],  # training reports
+    rows: Sequence[Sequence[int]],  # token ids of the training reports
     labels: Tensor,  # (S, 14) of 1, 0, -1, NaN: theirs
     cache: Path | None = None,  # folder that keeps the result for the next run
     stated: Statements | None = None,  # nodes of the reports; for `node_prompts`
@@ -167,7 +167,6 @@ def write_from_labels(
     if not (config.llm.label_epochs and "label_prompts" in model.prefix.parts):
         return
     writer = _LabelWriter(model).train()
-    rows = target_ids(texts, model.tokenizer, config.train.target_length)
     named = stated if writer.node_prompts is not None else None
     lessons = _draw_lessons(rows, labels, config, named, config.model.prune_kg)
     if cache is None or int(os.environ.get("WORLD_SIZE", 1)) > 1:

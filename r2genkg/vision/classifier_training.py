@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from ..core.config import ClassifierConfig
 from ..core.files import R2GenKGError, atomic_path, write_json
@@ -344,7 +345,7 @@ def _decision_scores(classifier: SwinClassifier, targets: np.ndarray, probs: np.
     truth = targets[known] == 1
 
     def f1(found: np.ndarray) -> float:
-        return 2 * float((found & truth).sum()) / max(1, int(found.sum() + truth.sum()))
+        return float(f1_score(truth, found, zero_division=0))
 
     def brier(p: np.ndarray) -> float:
         return float(((p[known] - truth) ** 2).mean())
