@@ -67,7 +67,7 @@ def check_study_id(id: str, seen: set[str], where: str) -> None:
     seen.add(id)
 
 # %% ../../nbs/01_data/00_tabular.ipynb #safe-cell
-_FORMULA = re.compile(r"[=+\-@\t\r]")
+_FORMULA = re.compile(r"\t|\s*[=+\-@]")
 _NUMBER = re.compile(r"[+-]?\d[\d.,]*(?:[eE][+-]?\d+)?%?$")
 
 
@@ -76,7 +76,7 @@ def safe_cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     line = value.replace("\r", " ")  # a csv writer leaves it bare, and a reader begins a row there
-    return f"'{line}" if _FORMULA.match(value) and not _NUMBER.match(value) else line
+    return f"'{line}" if _FORMULA.match(line) and not _NUMBER.match(line) else line
 
 
 def plain_cell(value: str) -> str:

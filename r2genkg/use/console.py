@@ -197,10 +197,10 @@ def plain_warnings() -> None:
 _CHATTY = ("bitsandbytes", "transformers.integrations", "kernels", "httpx", "huggingface_hub")
 
 # %% ../../nbs/10_use/19_console.ipynb #machine-fault
-#: What torch and the loader of libraries write when there is no memory.
+#: What torch, the loader of libraries and Python's own importer write when there is no memory.
 _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|Cannot allocate memory"
-    r"|failed to map segment|bad_alloc|can't start new thread"
+    r"|failed to map segment|bad_alloc|can't start new thread|error return without exception set"
 )
 
 

@@ -180,7 +180,7 @@ def test_formulas_in_csv(tmp_path, cell, raw):
         cell[:1] if raw and cell[:1] not in "\t\r" else ("'" if not raw else text[:1])
     )
     if not raw:
-        assert plain_cell(safe_cell(cell)) == cell
+        assert plain_cell(safe_cell(cell)) == cell.replace("\r", " ")
         assert read_labels(tmp_path / "l.csv").index[0].strip() == cell.strip()
 
 
