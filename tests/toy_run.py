@@ -121,9 +121,8 @@ def toy_data(folder: Path, train: int = 24, val: int = 4) -> TrainingData:
         ).save(folder / "classifier")
     graph = build_graph(zip("abcdef", annotate([s.findings for s in studies[:6]])))
     torch.manual_seed(1)
-    scale = ScaleGraph(
-        torch.randn(10, 24), torch.randint(10, (2, 30)), torch.randint(3, (30,)), NAMES, NAMES
-    )
+    ends, kinds = torch.randint(10, (2, 30)), torch.randint(3, (30,))
+    scale = ScaleGraph(torch.randn(10, 24), ends, kinds, NAMES, NAMES, [(n,) for n in NAMES])
     table = pd.DataFrame(
         [("s1", 0, studies[1].images[0], "Pleural Effusion", 0, 0, 16, 16, 0.9)] * 8,
         columns=list(TOKEN_COLUMNS),

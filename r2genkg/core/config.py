@@ -298,13 +298,21 @@ class DecodeConfig(Section):
     length_penalty: float = 2.0
     no_repeat_ngram_size: int = Field(0, ge=0)  # parsed but never passed in the reference
     guidance: float = Field(1.0, ge=1)  # above 1: what the image changes counts more
+    candidates: int = Field(
+        1, ge=1
+    )  # above 1: so many are sampled; the one that states what the image shows is kept
+    temperature: float = Field(0.7, gt=0)  # of the sampled ones
     batch_size: int = Field(6, ge=1)
 
     @model_validator(mode="after")
-    def _some_length_is_left(self) -> "DecodeConfig":
+    def _settings_go_together(self) -> "DecodeConfig":
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens is {self.min_new_tokens}, max_new_tokens {self.max_new_tokens}"
+            )
+        if self.candidates > 1 and self.beams > 1:
+            raise ValueError(
+                f"candidates is {self.candidates}, beams {self.beams}: candidates are sampled, so set beams to 1"
             )
         return self
 
@@ -334,6 +342,15 @@ class Config(Section):
             raise ValueError(
                 f"scales.sizes asks for {max(sizes)} nodes, "
                 f"but model.max_nodes is {model.max_nodes}; raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _candidates_can_be_judged(self) -> "Config":
+        if self.decode.candidates > 1 and not (self.model.label_prompts or self.model.grounding):
+            raise ValueError(
+                f"decode.candidates is {self.decode.candidates}, but nothing says what an image shows; "
+                "set model.label_prompts or model.grounding"
             )
         return self
 

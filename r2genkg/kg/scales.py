@@ -23,7 +23,7 @@ from ..core.stamps import file_marks, fingerprint
 from ..core.weights import load_tensors
 from ..data.annotation import RELATION_TYPES
 from ..extraction.encoders import encoder_source, open_encoder
-from .graph import M3KG
+from .graph import M3KG, node_index
 from .label_nodes import findings_covered
 from .node_orders import ORDERS, induced_edges, prefix_edges
 
@@ -44,6 +44,7 @@ class ScaleGraph:
     edge_type: Tensor  # (E,) position in RELATION_TYPES
     names: tuple[str, ...] = ()  # N node names
     keys: tuple[str, ...] = ()  # N node keys in M3KG
+    aliases: tuple[tuple[str, ...], ...] = ()  # N times the normalised words that mean the node
 
     def __post_init__(self) -> None:
         n, edges = len(self.x), self.edge_index
@@ -56,7 +57,7 @@ class ScaleGraph:
             )
         if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < n:
             raise R2GenKGError(f"scale: an edge points outside the {n} nodes")
-        for names in (self.names, self.keys):
+        for names in (self.names, self.keys, self.aliases):
             if names and len(names) != n:
                 raise R2GenKGError(f"scale: {len(names)} names for {n} nodes")
 
@@ -125,16 +126,30 @@ def embed_texts(
         _write_cache(cache, known)
     return torch.stack([known[name[t]] for t in texts])
 
+# %% ../../nbs/05_kg/12_scales.ipynb #node-aliases
+def _aliases(m3kg: M3KG, keys: Sequence[str]) -> list[tuple[str, ...]]:
+    "The normalised words that mean each node: its key, its name and its aliases, those of the graph's one index."
+    found: dict[str, list[str]] = {key: [] for key in keys}
+    for words, key in node_index(m3kg).items():
+        if key in found:
+            found[key].append(words)
+    return [tuple(sorted(words)) for words in found.values()]
+
 # %% ../../nbs/05_kg/12_scales.ipynb #scale-2
-def _scale(edges: pd.DataFrame, keys: Sequence[str], names: Sequence[str], x: Tensor) -> ScaleGraph:
+def _scale(
+    edges: pd.DataFrame,
+    keys: Sequence[str],
+    names: Sequence[str],
+    aliases: Sequence[tuple[str, ...]],
+    x: Tensor,
+) -> ScaleGraph:
     "One scale from its edges and its nodes."
     place = {key: i for i, key in enumerate(keys)}
     kind = {name: i for i, name in enumerate(RELATION_TYPES)}
     ends = [edges[end].map(place).to_numpy(int) for end in ("source", "target")]
     types = edges.type.map(kind).to_numpy(int)
-    return ScaleGraph(
-        x, torch.tensor(np.stack(ends)), torch.tensor(types), tuple(names), tuple(keys)
-    )
+    named = (tuple(names), tuple(keys), tuple(aliases))
+    return ScaleGraph(x, torch.tensor(np.stack(ends)), torch.tensor(types), *named)
 
 # %% ../../nbs/05_kg/12_scales.ipynb #check-rule
 def _check_rule(rule: str, edges: str, backbone: int) -> None:
@@ -176,13 +191,13 @@ def make_scales(
         )
     keys = ORDERS[rule](m3kg)[: max(sizes)]
     name = m3kg.nodes.set_index("key").name
-    names = [name[key] for key in keys]
+    names, aliases = [name[key] for key in keys], _aliases(m3kg, keys)
     x = embed_texts(names, embedder)
     prefix = rule == "triples" and edges != "induced" and not backbone
     scales = []
     for n in sizes:
         chosen = prefix_edges(m3kg, keys[:n]) if prefix else induced_edges(m3kg, keys[:n], backbone)
-        scales.append(_scale(chosen, keys[:n], names[:n], x[:n].clone()))
+        scales.append(_scale(chosen, keys[:n], names[:n], aliases[:n], x[:n].clone()))
     return scales
 
 # %% ../../nbs/05_kg/12_scales.ipynb #scale_table
@@ -216,6 +231,7 @@ def scale_table(m3kg: M3KG, scales: Sequence[ScaleGraph]) -> pd.DataFrame:
 
 # %% ../../nbs/05_kg/12_scales.ipynb #save_scales
 _TENSORS = ("x", "edge_index", "edge_type")
+_WORDS = ("names", "keys", "aliases")
 
 
 def save_scales(folder: str | Path, scales: Sequence[ScaleGraph]) -> None:
@@ -229,7 +245,9 @@ def save_scales(folder: str | Path, scales: Sequence[ScaleGraph]) -> None:
     with atomic_path(folder) as tmp:
         tmp.mkdir()
         save_file(tensors, tmp / "scales.safetensors")
-        write_json(tmp / "nodes.json", [{"names": s.names, "keys": s.keys} for s in scales])
+        write_json(
+            tmp / "nodes.json", [{name: getattr(s, name) for name in _WORDS} for s in scales]
+        )
 
 # %% ../../nbs/05_kg/12_scales.ipynb #load-scales
 def load_scales(folder: str | Path) -> list[ScaleGraph]:
@@ -246,8 +264,9 @@ def load_scales(folder: str | Path) -> list[ScaleGraph]:
     try:
         for i, words in enumerate(nodes):
             x, edge_index, edge_type = (tensors[f"{i}.{name}"] for name in _TENSORS)
-            names, keys = tuple(words["names"]), tuple(words["keys"])
-            scales.append(ScaleGraph(x, edge_index, edge_type, names, keys))
+            aliases = tuple(tuple(of_node) for of_node in words.get("aliases", ()))
+            named = (tuple(words["names"]), tuple(words["keys"]), aliases)
+            scales.append(ScaleGraph(x, edge_index, edge_type, *named))
     except (KeyError, TypeError, R2GenKGError) as e:
         raise R2GenKGError(
             f"{folder}: scales.safetensors and nodes.json do not fit each other ({e})"

@@ -14,7 +14,6 @@ import numpy as np
 from ..core.files import R2GenKGError
 from ..data.annotation import RELATION_TYPES, SentenceAnnotation
 from .counts import normalise
-from .graph import M3KG, node_index
 from .scales import ScaleGraph
 
 # %% ../../nbs/05_kg/13_statements.ipynb #stated
@@ -73,16 +72,15 @@ def _mark(row: dict[int, int], place: int | None, polarity: str) -> None:
 class _ScaleReader:
     "Looks up the nodes and edges of a scale in annotated sentences."
 
-    def __init__(self, scale: ScaleGraph, graph: M3KG):
-        self.index = node_index(graph)
-        self.place = {key: n for n, key in enumerate(scale.keys)}
+    def __init__(self, scale: ScaleGraph):
+        self.place = {words: n for n, every in enumerate(scale.aliases) for words in every}
         ends = scale.edge_index.T.tolist()
         kinds = [RELATION_TYPES[t] for t in scale.edge_type.tolist()]
         self.edge = {(a, kind, b): e for e, ((a, b), kind) in enumerate(zip(ends, kinds))}
 
     def node(self, words: str) -> int | None:
         "Position of the node with this name or alias; None where the scale has none."
-        return self.place.get(self.index.get(normalise(words), ""))
+        return self.place.get(normalise(words))
 
     def read(self, report: Sequence[SentenceAnnotation]) -> tuple[dict[int, int], dict[int, int]]:
         "Values of nodes and of edges in one report."
@@ -99,24 +97,22 @@ class _ScaleReader:
 
 # %% ../../nbs/05_kg/13_statements.ipynb #read-statements
 def read_statements(
-    scale: ScaleGraph,  # with the keys of its nodes
-    graph: M3KG,  # names and aliases
+    scale: ScaleGraph,  # with the aliases of its nodes
     annotated: Iterable[Sequence[SentenceAnnotation]],  # the sentences of each report
 ) -> Statements:
-    """Which nodes and edges of a scale each report states. Raises `R2GenKGError` for a scale without keys.
+    """Which nodes and edges of a scale each report states. Raises `R2GenKGError` for a scale without aliases.
 
     >>> reports = annotate(["Small left pleural effusion.", "No effusion. Possible small nodule."])
-    >>> graph = build_graph(zip("ab", reports))
-    >>> scale = make_scales(graph, sizes=(2,))[0]
-    >>> stated = read_statements(scale, graph, reports)
+    >>> scale = make_scales(build_graph(zip("ab", reports)), sizes=(2,))[0]
+    >>> stated = read_statements(scale, reports)
     >>> [sorted(scale.names[n] for n in row) for row in stated.nodes]
     [['effusion', 'small'], ['small']]
     """
-    if len(scale.keys) != len(scale.x):
+    if len(scale.aliases) != len(scale.x):
         raise R2GenKGError(
             "grounding: the scale does not name its nodes; make it with `make_scales`"
         )
-    reader = _ScaleReader(scale, graph)
+    reader = _ScaleReader(scale)
     rows = [reader.read(report) for report in annotated]
     nodes, edges = tuple(n for n, _ in rows), tuple(e for _, e in rows)
     return Statements(nodes, edges, len(scale.x), len(scale.edge_type))

@@ -91,7 +91,7 @@ def _own(scale: Any) -> ScaleGraph:
     x, edges, types = (
         t.detach().cpu().clone(memory_format=torch.contiguous_format) for t in tensors
     )
-    return ScaleGraph(x, edges, types, tuple(scale.names), tuple(scale.keys))
+    return ScaleGraph(x, edges, types, *map(tuple, (scale.names, scale.keys, scale.aliases)))
 
 # %% ../../nbs/07_model/20_checkpoint.ipynb #bank-alone
 def _bank_alone(prefix: KnowledgePrefix) -> VisionTokens:

@@ -176,12 +176,13 @@ def generate_ids(
     embeds: Tensor,  # (B, L, D_llm) BOS, prompt and prefix
     decode: DecodeConfig,
     share_prefix: bool = True,  # False: transformers' own way, every beam apart
-    processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),  # for example `Guidance`
-) -> Tensor:  # (B, T) new token ids, padded at the end
+    processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),  # `Guidance`, `Sampler`
+) -> Tensor:  # (B * candidates, T) new token ids, padded at the end
     "New tokens for a batch of inputs; `share_prefix` changes the time, not the tokens."
     base, past = base_model(llm), None
     if share_prefix:
-        past = prefill(llm, embeds, decode.beams, decode.max_new_tokens)
+        past = prefill(llm, embeds, decode.beams * decode.candidates, decode.max_new_tokens)
+    embeds = embeds.repeat_interleave(decode.candidates, 0)
     mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
     kernel = attention_by(base, _beam_kernel(past))
     with quiet(), warnings.catch_warnings(), _own_settings_aside(base), kernel:

@@ -210,21 +210,32 @@ def _say_nodes(
 ) -> Tensor:  # (B, P, D_llm)
     "Tokens of nodes that also say whether their node is present."
     assert fused.presence is not None
-    said = prompts.present(fused.presence, stated if prompts.training else None)
+    said = prompts.present(fused.presence, stated)
     every = torch.arange(said.shape[1], device=said.device).expand(len(said), -1)
-    spoken = prompts.tokens_of(said, every if fused.kept is None else fused.kept)
+    spoken = prompts(said, every if fused.kept is None else fused.kept)
     end = start + spoken.shape[1]
     nodes = tokens[:, start:end] + spoken.to(tokens.dtype)
     return torch.cat([tokens[:, :start], nodes, tokens[:, end:]], 1)
 
 # %% ../../nbs/07_model/14_fusion.ipynb #to-llm
+def _said(
+    parts: Any,
+    asked: Asked,
+    labels: Tensor | None,  # (B, 14), as `LabelPrompts.present` reads them
+) -> Tensor | None:  # (B, 14) bool
+    "The labels that the label prompts call present; None without them."
+    if "label_prompts" not in parts:
+        return None
+    return parts["label_prompts"].present(parts["query_labels"](asked.queries), labels)
+
+
 def _to_llm(
     parts: Any,
     image: Tensor,  # (B, V, d)
     fused: Fused,
     asked: Asked,
-    labels: Tensor | None = None,  # (B, 14), as `LabelPrompts` reads them
-    stated: Tensor | None = None,  # (B, N), the same for nodes
+    said: Tensor | None = None,  # (B, 14) labels that the label prompts call present
+    stated: Tensor | None = None,  # (B, N), the nodes that node prompts show in training
 ) -> Tensor:
     "All groups in the reference's order (B, P, D_llm), float32."
     wide = [t for t in (image, fused.kg2v_tokens, fused.v2kg_tokens) if t is not None]
@@ -236,11 +247,9 @@ def _to_llm(
     out = _float_norm(parts["layer_norm"], torch.cat(tokens, 1))
     if "node_prompts" in parts:
         out = _say_nodes(parts["node_prompts"], out, image.shape[1], fused, stated)
-    if "label_prompts" not in parts:
+    if said is None:
         return out
-    logits = parts["query_labels"](asked.queries)
-    said = parts["label_prompts"](logits, labels)
-    return torch.cat([out, said.to(out.dtype)], 1)
+    return torch.cat([out, parts["label_prompts"](said).to(out.dtype)], 1)
 
 # %% ../../nbs/07_model/14_fusion.ipynb #prefix-output
 _MAPS = ("v2kg", "kg2v", "kept", "gate", "disease", "retrieval", "presence", "edges")
@@ -268,6 +277,7 @@ class PrefixOutput:
     presence: Tensor | None = None  # (B, N) logits of grounding: does the image show the node?
     edges: Tensor | None = None  # (B, E) logits of grounding for edges
     found: Tensor | None = None  # (B, V, 14) logits of where the image shows each label
+    said: Tensor | None = None  # (B, 14) bool: the labels that the label prompts call present
 
     @property
     def maps(self) -> dict[str, Tensor]:
@@ -360,8 +370,9 @@ class KnowledgePrefix(nn.Module):
         asked = ask_and_retrieve(
             self.parts, image, self.read_bank, return_attention, self.bank_places
         )
+        said = _said(self.parts, asked, labels)
         return PrefixOutput(
-            tokens=_to_llm(self.parts, image, fused, asked, labels, stated),
+            tokens=_to_llm(self.parts, image, fused, asked, said, stated),
             nodes=None if state is None else state.nodes[0],
             queries=asked.queries,
             retrieved=asked.retrieved,
@@ -374,6 +385,7 @@ class KnowledgePrefix(nn.Module):
             presence=fused.presence,
             edges=fused.edges,
             found=asked.found,
+            said=said,
         )
 
     def encode_nodes(self) -> Tensor:

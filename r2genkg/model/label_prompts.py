@@ -29,21 +29,21 @@ class LabelPrompts(nn.Module):
 
     def forward(
         self,
-        logits: Tensor,  # (B, 14) of the disease queries
-        labels: Tensor | None = None,  # (B, 14) of 1, 0, -1, NaN: the truth, in training
-    ) -> Tensor:  # (B, 14, D_llm)
-        return self.tokens_of(self.present(logits, labels if self.training else None))
-
-    def tokens_of(self, said: Tensor, which: Tensor | None = None) -> Tensor:
-        "The tokens (B, Q, D_llm) that say this (B, Q) of all, or (B, k, D_llm) of those at `which` (B, k)."
+        said: Tensor,  # (B, Q) bool, from `present`
+        which: Tensor | None = None,  # (B, k) positions; None: all
+    ) -> Tensor:  # (B, Q or k, D_llm)
         if which is None:
             return torch.where(said[..., None], self.tokens[:, 1], self.tokens[:, 0])
         return self.tokens[which, said.gather(1, which).long()]
 
-    def present(self, logits: Tensor, labels: Tensor | None = None) -> Tensor:  # (B, 14) bool
-        "What the tokens say: the model's own labels, or the true ones in half of the studies."
+    def present(
+        self,
+        logits: Tensor,  # (B, Q) of the disease queries, or of grounding
+        labels: Tensor | None = None,  # (B, Q) of 1, 0, -1, NaN: the truth; read in training only
+    ) -> Tensor:  # (B, Q) bool
+        "What the tokens say: the model's own labels, or in training the true ones in half of the studies."
         own = logits.detach().float() >= self.thresholds
-        if labels is None:
+        if labels is None or not self.training:
             return own
         true = torch.rand(len(labels), 1, device=labels.device) >= _OWN
         return torch.where(true & (labels != -1), labels == 1, own)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..core.config import Config
-from ..core.files import R2GenKGError
 from ..data.annotation import SentenceAnnotation
 from ..data.study import Study
 from ..extraction.annotate import annotate
@@ -45,14 +44,12 @@ def _report_annotations(
 def study_statements(
     config: Config, data: TrainingData, studies: Sequence[Study], scale: ScaleGraph
 ) -> Statements:
-    """Which nodes and edges of a scale each study's report states. Raises `R2GenKGError` without a graph.
+    """Which nodes and edges of a scale each study's report states. Raises `R2GenKGError` for a scale without names.
 
     Of a film that borrows reports, what most of them state; what fewer state is open: no label vouches for it.
     """
-    if data.graph is None:
-        raise R2GenKGError("model.grounding needs the graph's names: give TrainingData.graph")
     texts = _single_reports(studies)
-    found = read_statements(scale, data.graph, _report_annotations(config, data, texts))
+    found = read_statements(scale, _report_annotations(config, data, texts))
     return agreed_statements(found, [max(1, len(s.paired)) for s in studies])
 
 # %% ../../nbs/09_training/04_grounding_targets.ipynb #single-reports

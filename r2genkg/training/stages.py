@@ -346,7 +346,7 @@ STAGES = (
         ("studies.path", "studies.splits", "studies.labels"),
     ),
     Stage("m3kg", ("graph",), ("studies",), make_graph, ("graph.annotator",)),
-    Stage("scales", ("scales",), ("m3kg",), make_scale_graphs, ("scales.embedder",)),
+    Stage("scales", ("scales",), ("m3kg",), make_scale_graphs, ("scales.embedder",), format=2),
     Stage(
         "classifier",
         ("classifier",),

@@ -57,9 +57,9 @@ class _LabelWriter(nn.Module):
         "Prompt, nodes and labels as input embeddings."
         embed, count = self.llm.get_input_embeddings(), len(said)
         before, after = (embed(t).expand(count, -1, -1) for t in (self.before, self.after))
-        tokens = [self.prompts.tokens_of(said)]
+        tokens = [self.prompts(said)]
         if self.node_prompts is not None and nodes is not None:
-            tokens.insert(0, self.node_prompts.tokens_of(nodes, kept))
+            tokens.insert(0, self.node_prompts(nodes, kept))
         return torch.cat([before, *(t.to(before.dtype) for t in tokens), after], 1)
 
 # %% ../../nbs/09_training/05_writing_from_labels.ipynb #draw-lessons

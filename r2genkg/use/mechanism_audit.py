@@ -152,7 +152,7 @@ def image_sides(run: Run, studies: Sequence[Study], seen: Seen) -> list[dict[str
 def _stated(run: Run, studies: Sequence[Study]) -> Statements:
     "Which nodes and edges of the run's scale the reports state, by the rules."
     texts = [s.report(run.config.studies.section) for s in studies]
-    return read_statements(run.model.prefix.fed_scale, run.graph, annotate(texts))
+    return read_statements(run.model.prefix.fed_scale, annotate(texts))
 
 
 def _dense(stated: Statements) -> tuple[np.ndarray, np.ndarray]:  # (S, N), (S, E)

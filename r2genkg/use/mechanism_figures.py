@@ -112,7 +112,7 @@ def _presence_figure(run: Run, study: Study, folder: str | Path) -> Path | None:
     assert seen.presence is not None
     chance, scale = 1 / (1 + np.exp(-seen.presence[0])), model.prefix.fed_scale
     report = annotate([study.report(run.config.studies.section)])
-    stated = read_statements(scale, run.graph, report).row(0)[0]
+    stated = read_statements(scale, report).row(0)[0]
     best = np.argsort(-chance)[:32]
     found, total = int((stated[best] == 1).sum()), int((stated == 1).sum())
     caption = (

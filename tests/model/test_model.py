@@ -84,6 +84,7 @@ def toy_scale(nodes, dim=24):
         edge_type=torch.randint(3, (3 * nodes,), generator=g),
         names=tuple(f"n{i}" for i in range(nodes)),
         keys=(),
+        aliases=(),
     )
 
 
