@@ -253,7 +253,11 @@ def join(files: list[Path]) -> dict:
     """The results of several folds as one. Raises `R2GenKGError` for folds that do not belong together."""
     results = [read_json(path, dict) for path in files]
     kept = [
-        {k: v for k, v in r["settings"].items() if k not in ("fold", "json", "save", "other")}
+        {
+            k: v
+            for k, v in r["settings"].items()
+            if k not in ("fold", "json", "save", "other", "join")
+        }
         for r in results
     ]
     if any(other != kept[0] for other in kept[1:]):
