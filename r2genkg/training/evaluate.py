@@ -176,6 +176,8 @@ def _picked_for(
 ) -> list[str]:
     "For each film a training report that states the labels which the classifier finds in it."
     found = classifier.positive(predict_labels(classifier, films))
+    clear = LABELS.index("No Finding")  # its threshold knows nothing of the other labels
+    found[:, clear] = ~np.delete(found, clear, axis=1).any(axis=1)
     stated = ~np.isnan(truth).all(axis=0)
     return picked_reports(found, stated, train_labels.to_numpy() == 1, texts)
 
