@@ -545,6 +545,33 @@ def test_faults_are_named():
         find_gguf("no_such_package/model.gguf")
 
 
+CANDIDATES = ["decode.candidates=3", "decode.beams=1", "decode.min_new_tokens=1"]
+
+
+@pytest.mark.parametrize(
+    "overrides, word",
+    [
+        (["decode.candidates=3"], "beams"),
+        ([*CANDIDATES, "model.query_labels=1"], "nothing says what an image shows"),
+    ],
+)
+def test_candidates_need_a_judge(overrides, word):
+    with pytest.raises(R2GenKGError, match=word):
+        load_config("demo-paper", overrides)
+
+
+def test_candidates_do_not_depend_on_the_batch(visual):
+    """Alone, among others, and in another order a study gets the same report, one that was sampled."""
+    seen = ["model.label_prompts=true", "model.query_labels=1"]
+    model = make(*CANDIDATES, *seen, "decode.temperature=1.5", "decode.max_new_tokens=12")
+    together = model.generate(visual=visual)
+    assert len(set(together)) > 1
+    assert [model.generate(visual=visual[i : i + 1])[0] for i in range(4)] == together
+    assert model.generate(visual=visual.flip(0)) == together[::-1]
+    beams = model.cfg.decode.model_copy(update={"candidates": 1})
+    assert model.generate(visual=visual, decode=beams) != together
+
+
 def test_missing_model_is_reported_in_one_line():
     """Without a network the hub's own trace would be pages long."""
     code = (
