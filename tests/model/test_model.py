@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+import r2genkg.model.model
 from safetensors import safe_open
 from torch.nn.utils.rnn import pad_sequence
 
@@ -560,16 +562,25 @@ def test_candidates_need_a_judge(overrides, word):
         load_config("demo-paper", overrides)
 
 
-def test_candidates_do_not_depend_on_the_batch(visual):
-    """Alone, among others, and in another order a study gets the same report, one that was sampled."""
-    seen = ["model.label_prompts=true", "model.query_labels=1"]
-    model = make(*CANDIDATES, *seen, "decode.temperature=1.5", "decode.max_new_tokens=12")
+def test_candidates_do_not_depend_on_the_batch(visual, monkeypatch):
+    """Alone and among others a study gets the same candidates, as likely, and one of them is its report."""
+    seen = ["model.label_prompts=true", "model.query_labels=1", "decode.max_new_tokens=12"]
+    model, made = make(*CANDIDATES, *seen), []
+    chosen = r2genkg.model.model.fitting_reports
+
+    def watched(texts, likelihood, *rest):
+        made.append((texts, likelihood))
+        return chosen(texts, likelihood, *rest)
+
+    monkeypatch.setattr("r2genkg.model.model.fitting_reports", watched)
     together = model.generate(visual=visual)
-    assert len(set(together)) > 1
-    assert [model.generate(visual=visual[i : i + 1])[0] for i in range(4)] == together
-    assert model.generate(visual=visual.flip(0)) == together[::-1]
-    beams = model.cfg.decode.model_copy(update={"candidates": 1})
-    assert model.generate(visual=visual, decode=beams) != together
+    alone = [model.generate(visual=visual[i : i + 1])[0] for i in range(4)]
+    (texts, likelihood), *single = made
+    assert len(texts) == 12 and len(set(texts[:3])) == 3
+    assert sum((texts for texts, _ in single), []) == texts and alone == together
+    assert torch.allclose(torch.cat([found for _, found in single]), likelihood, atol=1e-5)
+    assert len(likelihood.unique()) == 12, "each image changes the likelihood"
+    assert all(report in texts[3 * i : 3 * i + 3] for i, report in enumerate(together))
 
 
 def test_missing_model_is_reported_in_one_line():
