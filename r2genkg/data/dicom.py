@@ -101,7 +101,7 @@ def _check_deflated(path: Path) -> None:
         if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
             return
         if _unpacks_to(file, _MOST_UNPACKED) > _MOST_UNPACKED:
-            raise ValueError(f"it unpacks to more than {_MOST_UNPACKED // 2**20} MiB; refused")
+            raise ValueError(f"its few bytes stand for more than {_MOST_UNPACKED:,} bytes; refused")
 
 # %% ../../nbs/01_data/05_dicom.ipynb #not-a-chest-radiograph
 class DoubtfulFilm(UserWarning):

@@ -322,7 +322,20 @@ class Guard:
             if why := self.fault(scope.get("path", ""), dict(scope["headers"])):
                 await _refuse(scope["type"], why, send)
                 return
+            send = _for_own_frames(send)
         await self.app(scope, receive, send)
+
+
+def _for_own_frames(send: Any) -> Any:
+    "`send` with a header that keeps other sites from showing this page inside theirs, under buttons of their own."
+
+    async def with_header(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            rule = (b"content-security-policy", b"frame-ancestors 'self'")
+            message = message | {"headers": [*message.get("headers", ()), rule]}
+        await send(message)
+
+    return with_header
 
 
 async def _refuse(kind: str, why: str, send: Any) -> None:
