@@ -204,8 +204,11 @@ def local_llm(r: dict) -> str:
 def faults(rows: dict) -> str:
     """Tries and held ones of each area."""
     total = [sum(row[name] for row in rows.values()) for name in ("held", "tried")]
-    parts = [f"{area} {row['held']} of {row['tried']}" for area, row in rows.items()]
-    return f"{total[0]:,} of {total[1]:,} held: " + ", ".join(parts)
+    parts = []
+    for area, row in rows.items():
+        before = f", {row['held_before']} before" if "held_before" in row else ""
+        parts.append(f"{area} {row['held']} of {row['tried']}{before}")
+    return f"{total[0]:,} of {total[1]:,} held: " + "; ".join(parts)
 
 
 def scale(rows: list) -> str:

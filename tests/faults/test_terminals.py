@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from r2genkg.data.tabular import clean_value, listed, visible
-from r2genkg.use.console import json_text, plain_warnings
+from r2genkg.use.console import plain_warnings, show
 
 from inline import STEERING
 
@@ -19,9 +19,12 @@ TURNING = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 
 
 @pytest.mark.parametrize("code", TURNING)
-def test_direction_of_writing(code):
+def test_direction_of_writing(code, capsys):
     text = f"no effusion{chr(code)}evil"
-    for shown in (visible(text), listed([text]), clean_value(text, "row 1"), json_text(text)):
+    for as_json in (False, True):
+        show({text: text}, as_json)
+    printed = capsys.readouterr().out
+    for shown in (visible(text), listed([text]), clean_value(text, "row 1"), printed):
         assert not STEERING.search(shown)
 
 
