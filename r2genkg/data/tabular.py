@@ -282,7 +282,7 @@ def read_stored(path: str | Path) -> Any:  # pandas.DataFrame
     import pandas as pd
 
     if not Path(path).is_file():
-        raise R2GenKGError(f"{path}: no such file")
+        raise R2GenKGError(f"{path}: not readable (no such file)")
     try:
         check_row_count(path)
         return pd.read_parquet(path)

@@ -178,17 +178,17 @@ def test_a_terminal_that_closes(ignored):
     """SIGHUP ends a command as SIGTERM does, so that its temporary files go; under `nohup` it does not."""
     from r2genkg.use.console import Terminated, end_gently
 
-    before = {n: signal.getsignal(n) for n in (signal.SIGHUP, signal.SIGTERM)}
-    try:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
-        end_gently()
-        assert (signal.getsignal(signal.SIGHUP) is signal.SIG_IGN) == ignored
-        if not ignored:
-            with pytest.raises(Terminated):
-                os.kill(os.getpid(), signal.SIGHUP)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    child = os.fork()
+    if not child:  # 7: `Terminated` was raised, 0: it went on
+        try:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+            end_gently()
+            os.kill(os.getpid(), signal.SIGHUP)
+        except Terminated:
+            os._exit(7)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if ignored else 7)
 
 
 @pytest.mark.parametrize("path", ["a\u202eb.png", "a\x9bb.png", "a\u2066b.png"])
