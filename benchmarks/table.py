@@ -210,8 +210,8 @@ def faults(rows: dict) -> str:
 FAULTS = """
 ## Faults, by area (`faults.py`)
 
-A try is an input, a request or an end from outside. It held if nothing was lost or leaked, and if what is wrong was said
-in one line. *Before* is the count of the same tries against the version before their faults were mended
+A try is an input, a request or an end from outside. It held if nothing was lost or leaked, and if what is wrong was
+said in one line. *Before* is the count of the same tries against the version before their faults were mended
 (`faults.py --before TREE`), where it was taken; the other areas were mended before they were counted.
 
 | area | tried | held before | held |
