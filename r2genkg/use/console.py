@@ -172,7 +172,7 @@ def _has_folder() -> bool:
 
 
 def name_fault(error: BaseException) -> str:
-    "One line for a name of a file that is no UTF-8 and cannot be written down; empty if an exception is something else."
+    "One line for a file name that is no UTF-8 and cannot be written down; empty if an exception is something else."
     for e in _causes(error):
         if isinstance(e, UnicodeEncodeError) and "surrogates not allowed" in e.reason:
             around = e.object[max(e.start - 60, 0) : e.end + 40]
