@@ -202,10 +202,33 @@ def local_llm(r: dict) -> str:
 
 
 def faults(rows: dict) -> str:
-    """Tries and held ones of each area."""
+    """Tries and held ones in all."""
     total = [sum(row[name] for row in rows.values()) for name in ("held", "tried")]
-    parts = [f"{area} {row['held']} of {row['tried']}" for area, row in rows.items()]
-    return f"{total[0]:,} of {total[1]:,} held: " + ", ".join(parts)
+    return f"{total[0]:,} of {total[1]:,} held in {len(rows)} areas, see below"
+
+
+FAULTS = """
+## Faults, by area (`faults.py`)
+
+A try is an input, a request or an end from outside. It held if nothing was lost or leaked, and if what is wrong was
+said in one line. *Before* is the count of the same tries against the version before their faults were mended
+(`faults.py --before TREE`), where it was taken; the other areas were mended before they were counted.
+
+| area | tried | held before | held |
+|---|---|---|---|
+"""
+
+
+def fault_areas() -> str:
+    """A row for each area of the campaign of faults; empty before it has run."""
+    file = HOME / "results" / "faults.json"
+    rows = read_json(file) if file.exists() else {}
+    names = ("tried", "held_before", "held")
+    lines = [
+        f"| {area} | {' | '.join(str(row.get(name, '')) for name in names)} |"
+        for area, row in rows.items()
+    ]
+    return FAULTS + "\n".join(lines) + "\n" if rows else ""
 
 
 def scale(rows: list) -> str:
@@ -423,7 +446,7 @@ def main() -> None:
         result = text(read_json(file)) if file.exists() else "not run"
         lines.append(f"| {what} | {result} | `{command}` |")
     with atomic_path(HOME / "README.md") as tmp:
-        tmp.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+        tmp.write_text(HEAD + "\n".join(lines) + "\n" + fault_areas(), encoding="utf-8")
 
 
 if __name__ == "__main__":

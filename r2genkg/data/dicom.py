@@ -6,6 +6,7 @@
 __all__ = ['DoubtfulFilm', 'NotAChestRadiograph', 'SeveralFrames', 'read_dicom']
 
 # %% ../../nbs/01_data/05_dicom.ipynb #imports
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,35 @@ def _settle_syntax(ds: Any) -> None:
     implicit, little = ds.original_encoding
     explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+
+# %% ../../nbs/01_data/05_dicom.ipynb #check-deflated
+#: Bytes to which a file of the deflated transfer syntax may unpack.
+_MOST_UNPACKED = 2**29
+
+
+def _unpacks_to(file: Any, most: int) -> int:
+    "Bytes to which the rest of an open file unpacks; counting ends above `most`."
+    unpacker, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while count <= most and (chunk := file.read(65_536)):
+        while chunk and count <= most:
+            count += len(unpacker.decompress(chunk, 2**20))
+            chunk = unpacker.unconsumed_tail
+    return count
+
+
+def _check_deflated(path: Path) -> None:
+    "Raise `ValueError` for a deflated file that would fill the memory."
+    from pydicom.filereader import read_dataset
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    with open(path, "rb") as file:
+        if file.read(132)[128:] != b"DICM":
+            return
+        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, size: tag.group != 2)
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return
+        if _unpacks_to(file, _MOST_UNPACKED) > _MOST_UNPACKED:
+            raise ValueError(f"its few bytes stand for more than {_MOST_UNPACKED:,} bytes; refused")
 
 # %% ../../nbs/01_data/05_dicom.ipynb #not-a-chest-radiograph
 class DoubtfulFilm(UserWarning):
@@ -200,6 +230,7 @@ def read_dicom(
     """
     import pydicom
 
+    _check_deflated(Path(path))
     ds = pydicom.dcmread(path, force=True)  # files without the 128-byte preamble too
     if not ds.get("PixelData"):
         raise ValueError("no pixel data; not a DICOM image")

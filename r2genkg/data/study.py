@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core.files import R2GenKGError, atomic_path
 from .splits import SPLITS
-from .tabular import check_study_id, join_image, listed
+from .tabular import check_row_count, check_study_id, join_image, listed
 
 # %% ../../nbs/01_data/02_study.ipynb #labels
 #: The 14 CheXpert observations in the reference's order (AM_MRG, SwinCheX).
@@ -225,6 +225,7 @@ def _read_parquet(path: str | Path) -> Any:  # pyarrow.Table
     if not Path(path).is_file():
         raise R2GenKGError(f"{path}: no such file; `r2genkg data prepare` writes it")
     try:
+        check_row_count(path)
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as e:
         reason = str(e).splitlines()[0]

@@ -4,20 +4,24 @@
 
 # %% auto #0
 __all__ = ['clean_value', 'visible', 'plain_text', 'listed', 'check_study_id', 'safe_cell', 'plain_cell', 'safe_frame',
-           'join_image', 'read_tree', 'text_lines', 'table_faults', 'csv_rows', 'read_table', 'csv_data_frame']
+           'join_image', 'read_tree', 'text_lines', 'table_faults', 'csv_rows', 'read_table', 'csv_data_frame',
+           'check_row_count', 'read_stored', 'check_columns']
 
 # %% ../../nbs/01_data/00_tabular.ipynb #code-2
 import csv, gzip, math, os, re, zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..core.files import R2GenKGError, read_json
+from ..core.files import R2GenKGError, read_json, refuse_special
 
 # %% ../../nbs/01_data/00_tabular.ipynb #clean_value
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+#: Control characters, halves of characters, and marks that turn the direction of writing (they can hide what is there).
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]"
+)
 
 
 def clean_value(
@@ -153,7 +157,8 @@ _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 
 
 def _open_table(path: str | Path) -> TextIO:
-    "Open a csv table, packed or not. Raises `R2GenKGError` for a workbook."
+    "Open a csv table, packed or not. Raises `R2GenKGError` for a workbook and for a pipe."
+    refuse_special(path)
     with open(path, "rb") as file:
         start = file.read(4)
     if start.startswith(_WORKBOOKS):
@@ -255,3 +260,69 @@ def csv_data_frame(path: str | Path, *needed: str) -> Any:
 
     rows = [row for _, row in csv_rows(path, needed)]
     return pd.DataFrame(rows, columns=None if rows else list(needed), dtype=str)
+
+# %% ../../nbs/01_data/00_tabular.ipynb #read-stored
+#: Rows of a stored table for each byte of its file; honest tables have less than one.
+_ROWS_A_BYTE = 10
+
+
+def check_row_count(path: str | Path) -> None:
+    "Raise `R2GenKGError` for a parquet file whose few bytes stand for rows that would fill the memory."
+    import pyarrow.parquet as pq
+
+    rows, size = pq.read_metadata(path).num_rows, Path(path).stat().st_size
+    if rows > max(1_000_000, _ROWS_A_BYTE * size):
+        raise R2GenKGError(
+            f"{path}: {size:,} bytes stand for {rows:,} rows; made to fill the memory, refused"
+        )
+
+
+def read_stored(path: str | Path) -> Any:  # pandas.DataFrame
+    "A parquet table. Raises `R2GenKGError` where it cannot be read, and as `check_row_count` does."
+    import pandas as pd
+
+    if not Path(path).is_file():
+        raise R2GenKGError(f"{path}: not readable (no such file)")
+    try:
+        check_row_count(path)
+        return pd.read_parquet(path)
+    except R2GenKGError:
+        raise
+    except Exception as e:  # readers of damaged files raise many kinds
+        why = (str(e).splitlines() or [type(e).__name__])[0][:100]
+        raise R2GenKGError(f"{path}: not readable ({why})") from None
+
+# %% ../../nbs/01_data/00_tabular.ipynb #check-columns
+def _is_number(value: Any) -> bool:
+    "Whether a value is a finite number."
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    "Whether a value is a list of texts."
+    return not isinstance(value, str) and all(isinstance(v, str) for v in value)
+
+
+#: Kind of a column -> whether a value is of that kind.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "text": lambda value: isinstance(value, str),
+    "number": _is_number,
+    "whole number from 0": lambda value: _is_number(value) and value >= 0 and value == int(value),
+    "list of texts": _is_list_of_texts,
+}
+
+
+def check_columns(
+    table: Any,  # pandas.DataFrame
+    path: str | Path,  # how errors call it
+    kinds: dict[str, str],  # column -> text | number | whole number from 0 | list of texts
+) -> None:
+    "Raise `R2GenKGError` that names the row and the column of the first value of another kind."
+    for name, kind in kinds.items():
+        for row, value in enumerate(table[name].tolist()):
+            try:
+                if _KINDS[kind](value):
+                    continue
+            except TypeError:  # no list at all
+                pass
+            raise R2GenKGError(f"{path}: row {row}, {name}: {value!r:.60} is no {kind}")

@@ -58,18 +58,23 @@ _BAD_LINE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, R2
 
 def _read_sentence(row: Mapping) -> SentenceAnnotation:
     "A sentence from its JSON form."
+    tokens = row["tokens"]
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise ValueError("tokens are no list of texts")
     entities = tuple(Entity(*values) for values in row["entities"])
     relations = tuple(Relation(*values) for values in row["relations"])
-    return SentenceAnnotation(row["text"], tuple(row["tokens"]), entities, relations)
+    return SentenceAnnotation(row["text"], tuple(tokens), entities, relations)
 
 # %% ../../nbs/04_extraction/00_annotation_files.ipynb #read-lines-2
 def _read_lines(path: str | Path, partial: bool) -> Iterator[tuple[str, list[SentenceAnnotation]]]:
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
+                if type(row["id"]) not in (str, int):
+                    raise ValueError(f"id {row['id']!r:.60} is neither a text nor a number")
                 yield row["id"], [_read_sentence(s) for s in row["sentences"]]
             except _BAD_LINE as e:
                 if partial and not line.endswith("\n"):

@@ -7,6 +7,7 @@ __all__ = ['Journal']
 
 # %% ../../nbs/04_extraction/08_journal.ipynb #imports
 import json, os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,8 +35,12 @@ def _private(path: str, flags: int) -> int:
 class Journal:
     "Append-only JSON Lines, also for several writers at a time; without a path it lives in memory."
 
-    def __init__(self, path: str | Path | None = None):
-        self.path = Path(path) if path else None
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        needed: Mapping[str, type] = {},  # keys of each row, and the types of their values
+    ):
+        self.path, self.needed = Path(path) if path else None, needed
         self.rows: list[dict] = []
         if self.path and self.path.exists():
             self._read(self.path)
@@ -45,11 +50,23 @@ class Journal:
         whole = data[: data.rfind(b"\n") + 1]
         for n, line in enumerate(whole.splitlines(), 1):
             try:
-                self.rows.append(json.loads(line))
-            except ValueError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
                 raise R2GenKGError(
                     f"{path}:{n}: not a line of JSON; remove the line and run again"
                 ) from None
+            if why := self._row_fault(row):
+                raise R2GenKGError(f"{path}:{n}: {why}; remove the line and run again")
+            self.rows.append(row)
+
+    def _row_fault(self, row: Any) -> str:
+        "Why a line is none of this journal; empty if it is."
+        if not isinstance(row, dict):
+            return "not an object"
+        for name, kind in self.needed.items():
+            if type(row.get(name)) is not kind:
+                return f"{name!r} is missing or no {kind.__name__}"
+        return ""
 
     def append(self, row: dict[str, Any]) -> None:
         "Add one row and wait until it is on disk."

@@ -26,8 +26,10 @@ from .llm_answers import UnusableAnswer
 from .llm_client import CallFailed, LLMClient
 from .llm_cost import answer_paths, estimate_run
 from r2genkg.extraction.llm_questions import (
+    ANSWER_ROW,
     DOCUMENT_SENTENCES,
     DocumentAnnotator,
+    REJECT_ROW,
     documents_by_report,
     split_documents,
 )
@@ -219,7 +221,9 @@ def _run_into_files(
 ) -> tuple[RunSummary, DocumentStatus]:
     "Ask, then write the annotations (if they may be written) and the summary."
     answers, rejects, summary_path = answer_paths(out)
-    annotator = DocumentAnnotator(settings, Journal(answers), Journal(rejects))
+    annotator = DocumentAnnotator(
+        settings, Journal(answers, ANSWER_ROW), Journal(rejects, REJECT_ROW)
+    )
     wanted = list(dict.fromkeys(d for documents in by_report.values() for d in documents))
     status = _annotate_documents(annotator, progress(wanted, "asking", len(wanted)))
     whole = not status.stopped and not status.failed
@@ -266,7 +270,9 @@ class LLMAnnotator:
         answers = Path(settings.answers) if settings.answers else None
         rejects = answers.with_suffix(".rejects.jsonl") if answers else None
         self.settings, self.rejected = settings, 0
-        self._annotator = DocumentAnnotator(settings, Journal(answers), Journal(rejects))
+        self._annotator = DocumentAnnotator(
+            settings, Journal(answers, ANSWER_ROW), Journal(rejects, REJECT_ROW)
+        )
         self.counts = self._annotator.counts
 
     def annotate_reports(self, texts: Sequence[str]) -> list[list[SentenceAnnotation]]:

@@ -6,11 +6,11 @@
 __all__ = ['CallFailed', 'Reply', 'LLMClient']
 
 # %% ../../nbs/04_extraction/07_llm_client.ipynb #code-2
-import asyncio, base64, json, logging, math, os, re, time
+import asyncio, base64, html, json, logging, math, os, re, time
 from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from ..core.files import R2GenKGError
 from r2genkg.extraction.llm_settings import (
@@ -76,6 +76,18 @@ def _spellings(key: str) -> list[str]:
     return [*found, *(text.encode().hex() for text in found[:1])]
 
 
+def _letters(text: str) -> tuple[str, str]:
+    "The letters and digits of a text in lower case, forwards and backwards."
+    plain = "".join(c for c in text.lower() if c.isalnum())
+    return plain, plain[::-1]
+
+
+def _decoded(word: str) -> list[str]:
+    "A word as it stands, and with the escapes of addresses, pages and JSON written out."
+    escapes = re.sub(r"\\u([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), word)
+    return [word, unquote(word), html.unescape(word), escapes]
+
+
 #: Keys as they usually look, and words in which something is masked.
 _KEY_LIKE = re.compile(r"(?i)\bsk-[\w*.\-\u2026]+|bearer\s+\S+|basic\s+[\w+/=]{8,}")
 _MASKED = re.compile(r"\S*(?:[*\u2022xX]{3,}|\.{3}|\u2026)\S*")
@@ -88,8 +100,13 @@ def _redact(text: str, key: str = "") -> str:
         ends = (key[:4], key[-4:])
         text = _MASKED.sub(lambda m: "[key]" if any(e in m[0] for e in ends) else m[0], text)
         telling = _spellings(key)
-        words = ("[key]" if any(t in word for t in telling) else word for word in text.split(" "))
-        text = " ".join(words)
+        plain = [letters[i : i + 8] for letters in _letters(key) for i in range(len(letters) - 7)]
+
+        def tells(word: str) -> bool:
+            forms = {form for whole in _decoded(word) for form in _letters(whole)}
+            return any(t in word for t in telling) or any(t in f for t in plain for f in forms)
+
+        text = " ".join("[key]" if tells(word) else word for word in text.split(" "))
     return text[:300]
 
 # %% ../../nbs/04_extraction/07_llm_client.ipynb #without_refused
@@ -160,6 +177,12 @@ class Reply(NamedTuple):
     cut: bool  # the answer hit the limit on its length
 
 # %% ../../nbs/04_extraction/07_llm_client.ipynb #read-reply
+def _token_count(usage: Any, name: str) -> int | None:
+    "A count of tokens as a server gives it; None where it gives none that makes sense."
+    found = getattr(usage, name, None)
+    return found if type(found) is int and 0 <= found < 10**9 else None
+
+
 def _read_reply(completion: Any, request: dict[str, Any]) -> Reply:
     "The text and the tokens of a chat completion; tokens are estimated where the server does not count them."
     try:
@@ -169,11 +192,11 @@ def _read_reply(completion: Any, request: dict[str, Any]) -> Reply:
     text = choice.message.content if choice.message else None
     if not isinstance(text, str):
         text = ""
-    prompt_tokens = getattr(usage, "prompt_tokens", None)
+    prompt_tokens = _token_count(usage, "prompt_tokens")
     if prompt_tokens is None:
         sent = [m["content"] for m in request["messages"]]
         prompt_tokens = sum(estimate_tokens(t, request["model"]) for t in sent)
-    answer_tokens = getattr(usage, "completion_tokens", None)
+    answer_tokens = _token_count(usage, "completion_tokens")
     if answer_tokens is None:
         answer_tokens = estimate_tokens(text, request["model"])
     return Reply(text, prompt_tokens, answer_tokens, choice.finish_reason == "length")
@@ -184,6 +207,12 @@ def _open_client(settings: LLMSettings) -> tuple[Any, str]:
     import openai
 
     local, key = is_local(settings.url), os.environ.get(settings.api_key_env, "")
+    key = key.strip()
+    if not all("!" <= c <= "~" for c in key) or len(key) > 4096:
+        raise R2GenKGError(
+            f"the value of {settings.api_key_env} is no API key: it has blanks, line ends or other letters in it, "
+            "or is too long; set it anew"
+        )
     if not key and not local:
         host = urlsplit(settings.url).hostname
         raise R2GenKGError(

@@ -17,8 +17,10 @@ from .journal import Journal
 from .llm_answers import read_entities
 from .llm_prompts import entity_message, relation_message, response_format
 from r2genkg.extraction.llm_questions import (
-    PROMPTS,
+    ANSWER_ROW,
     DocumentAnnotator,
+    PROMPTS,
+    REJECT_ROW,
     answer_key,
     documents_by_report,
 )
@@ -96,7 +98,9 @@ def estimate_run(
     price = price_of(settings)
     by_report = documents_by_report(reports)
     answers, rejects, _ = answer_paths(out)
-    annotator = DocumentAnnotator(settings, Journal(answers), Journal(rejects))
+    annotator = DocumentAnnotator(
+        settings, Journal(answers, ANSWER_ROW), Journal(rejects, REJECT_ROW)
+    )
     documents = dict.fromkeys(d for parts in by_report.values() for d in parts)
     calls = [call for d in documents for call in _expected_calls(d, annotator)]
     prompt = sum(call.prompt_tokens for call in calls)

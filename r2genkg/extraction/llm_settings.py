@@ -37,7 +37,7 @@ class LLMSettings(Section):
     prices: dict[str, Price] = {}  # model -> price
     # Dollars over all runs into the same output, one run at a time. A call that could exceed them is not sent.
     max_cost: float | None = Field(None, ge=0)
-    concurrency: int = Field(8, ge=1)  # questions under way at a time
+    concurrency: int = Field(8, ge=1, le=1000)  # questions under way at a time
     timeout: float = Field(120.0, gt=0)  # seconds for a whole answer, not for its next byte
     attempts: int = Field(6, ge=1)  # tries of one call when the endpoint fails
     reasks: int = Field(2, ge=0)  # further calls when an answer cannot be used
@@ -167,6 +167,19 @@ def user_consent(allowed: bool = True) -> Iterator[None]:
         _ALLOWED.reset(before)
 
 
+def _check_address(url: str) -> None:
+    "Raise `R2GenKGError` for what no client can ask."
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port or a bracket
+        sound = False
+    if not sound or not all("!" <= c <= "~" for c in url):
+        raise R2GenKGError(
+            f"base_url {url[:120]!r} is no address; write one such as http://localhost:8000/v1"
+        )
+
+
 def check_endpoint(
     settings: LLMSettings,
     sources: Sequence[str] = (),  # names, paths or study ids of where the reports come from
@@ -179,7 +192,7 @@ def check_endpoint(
             "write 127.0.0.1 for a server on this machine"
         )
     if is_local(settings.url) or settings.allow_external or _ALLOWED.get():
-        return
+        return _check_address(settings.url)
     host = settings.url.partition("://")[2].partition("/")[0].rpartition("@")[2] or settings.url
     raise R2GenKGError(
         f"{host} is not this machine and would receive report text{_agreement_note(sources)}; to send it all the same, "

@@ -15,7 +15,7 @@ from typing import Any
 from ..core.files import R2GenKGError, atomic_path, read_json, replace_fault, write_json
 from .counts import NODE_TYPES, normalise
 from ..data.annotation import RELATION_TYPES
-from ..data.tabular import csv_rows, plain_cell
+from ..data.tabular import check_columns, csv_rows, plain_cell, read_stored
 
 # %% ../../nbs/05_kg/03_graph.ipynb #_empty
 NODE_COLUMNS = (
@@ -104,15 +104,24 @@ class M3KG:
         return _node_stats(self) | _triple_stats(self) | _shape_stats(self) | _record_stats(self)
 
 # %% ../../nbs/05_kg/03_graph.ipynb #load-graph
+#: What the columns of the tables hold; of other columns nothing is computed.
+_COLUMN_KINDS = {
+    **dict.fromkeys(("key", "name", "entity_type", "cui", "tui", "source", "target"), "text"),
+    **dict.fromkeys(("type", "alias", "kept", "what"), "text"),
+    **dict.fromkeys(("count", "present", "absent", "uncertain", "n"), "whole number from 0"),
+    **dict.fromkeys(("aliases", "reports", "parts", "others"), "list of texts"),
+}
+
+
 def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    "A parquet table. Raises `R2GenKGError` if it cannot be read or lacks a column."
-    try:
-        table = pd.read_parquet(path)
-    except Exception as e:  # readers of damaged files raise many kinds
-        why = str(e).splitlines()[0][:100]
-        raise R2GenKGError(f"{path}: not readable ({why})") from None
+    "A parquet table. Raises `R2GenKGError` if it cannot be read, lacks a column or holds values of another kind."
+    table = read_stored(path)
     if missing := [c for c in columns if c not in table]:
         raise R2GenKGError(f"{path}: no column {', '.join(missing)}")
+    check_columns(table, path, {c: _COLUMN_KINDS[c] for c in columns if c in _COLUMN_KINDS})
+    if path.stem == "nodes" and table.key.duplicated().any():
+        twice = table.key[table.key.duplicated()].iloc[0]
+        raise R2GenKGError(f"{path}: the key {twice[:80]!r} is there twice")
     return table
 
 # %% ../../nbs/05_kg/03_graph.ipynb #read-tables

@@ -20,7 +20,7 @@ from torch import nn
 from ..core.config import LLMConfig
 from ..core.files import R2GenKGError, atomic_path
 from ..core.stamps import file_marks, fingerprint
-from ..core.runtime import best_device
+from ..core.runtime import best_device, process_number
 from ..core.weights import load_reason, load_tensors, open_gguf, trusted, weights_key
 from ..core.hf_trainer import one_card, pad_rows, progress_callback
 from .adapters import add_adapter, llm_dtype, quantisation, settle_quantised
@@ -166,7 +166,7 @@ def _pretrain(
     "Train a language model on texts alone, with the Hugging Face Trainer; the model is changed in place."
     from transformers import PrinterCallback, Trainer
 
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = process_number("WORLD_SIZE")
     batch_size = max(1, batch_size // world)  # the same steps on several processes
     rows = []
     for ids in tokenizer(list(texts), add_special_tokens=False).input_ids:
@@ -194,7 +194,7 @@ def _pretrain_once(
     llm: Any, tokenizer: Any, texts: Sequence[str], epochs: float, cache: Path | None
 ) -> None:
     "`_pretrain` in place, or its result from `cache` if the same weights read the same texts before."
-    together = int(os.environ.get("WORLD_SIZE", 1)) > 1  # all processes or none may skip it
+    together = process_number("WORLD_SIZE") > 1  # all processes or none may skip it
     if cache is None or together:
         _pretrain(llm, tokenizer, texts, epochs)
         return
@@ -308,7 +308,7 @@ def _loading_options(config: LLMConfig, device: str) -> dict[str, Any]:
     options["quantization_config"] = quantisation(config, device)
     card = torch.device(device)
     if card.type == "cuda":
-        own = int(os.environ.get("LOCAL_RANK", 0)) if card.index is None else card.index
+        own = process_number("LOCAL_RANK") if card.index is None else card.index
         options["device_map"] = {"": own}
     return options
 

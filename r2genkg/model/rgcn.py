@@ -6,10 +6,9 @@
 __all__ = ['union_graph', 'check_scales', 'RelationalEncoder']
 
 # %% ../../nbs/07_model/01_rgcn.ipynb #code-2
-import sys
+import contextlib
 import tempfile
-from pathlib import Path
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -64,13 +63,16 @@ def _fault(s: ScaleGraph, dim: int, num_relations: int, max_nodes: int) -> str:
     return ""
 
 # %% ../../nbs/07_model/01_rgcn.ipynb #remove-templates
-def _remove_templates() -> None:
-    "Remove the files of code that PyG's layers left in the temporary folder; they were read."
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if name.startswith("torch_geometric.nn.conv.") and file:
-            if Path(file).parent == Path(tempfile.gettempdir()):
-                Path(file).unlink(missing_ok=True)
+@contextlib.contextmanager
+def _own_temporary_folder() -> Iterator[None]:
+    "Temporary files go into a folder that is deleted at the end: PyG's layers write and read code, and leave it."
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="r2genkg-") as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 # %% ../../nbs/07_model/01_rgcn.ipynb #relationalencoder
 class RelationalEncoder(nn.Module):
@@ -86,9 +88,9 @@ class RelationalEncoder(nn.Module):
         super().__init__()
         from torch_geometric.nn import RGCNConv
 
-        self.conv1 = RGCNConv(dim, hidden, num_relations)
-        self.conv2 = RGCNConv(hidden, dim, num_relations)
-        _remove_templates()
+        with _own_temporary_folder():
+            self.conv1 = RGCNConv(dim, hidden, num_relations)
+            self.conv2 = RGCNConv(hidden, dim, num_relations)
         self.dropout = dropout
 
     def forward(

@@ -14,14 +14,15 @@ from typing import Any
 
 import pandas as pd
 
-from ..core.files import R2GenKGError, read_json, unique_keys
+from ..core.files import R2GenKGError, read_json, refuse_special, unique_keys
 from .metrics import Evaluation, evaluate_reports
 
 # %% ../../nbs/08_scores/07_report_files.ipynb #read-column
 def _rows(path: Path) -> list[tuple[int, Any]]:
     "(line number, object) of a file of JSON lines. Raises `R2GenKGError` if it cannot be read."
+    refuse_special(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
         return [
             (n, json.loads(text, object_pairs_hook=unique_keys))
             for n, text in enumerate(lines, 1)
@@ -44,6 +45,10 @@ def _read_column(path: Path, column: str) -> dict[str, Any]:
             raise R2GenKGError(
                 f"{path}:{line}: no column {min(missing)!r}; "
                 "the predictions of a run have id, reference, hypothesis"
+            )
+        if type(row["id"]) not in (str, int):
+            raise R2GenKGError(
+                f"{path}:{line}: id {row['id']!r:.80} is neither a text nor a number"
             )
         if str(row["id"]) in found:
             raise R2GenKGError(

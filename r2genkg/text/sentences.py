@@ -281,6 +281,17 @@ _LIST_NUMBER = re.compile(
 )
 
 
+#: Words of a sentence; nobody writes a longer one, and the rules' time grows with its square.
+_MOST_WORDS = 400
+
+
+def _in_pieces(sentence: str) -> list[str]:
+    "The sentence, or its pieces where it has more than `_MOST_WORDS` words."
+    words = sentence.split(" ")
+    starts = range(0, len(words), _MOST_WORDS)
+    return [" ".join(words[start : start + _MOST_WORDS]) for start in starts]
+
+
 def _blocks(text: str) -> list[str]:
     "The list items and blocks of a report's sections, with white space made single."
     sections = _sections(_BLANK_LINES.sub("\n\n", text))
@@ -300,5 +311,5 @@ def split_sentences(
         for start, end in sentence_spans(block):
             sentence = _LIST_NUMBER.sub("", block[start:end].strip()).strip()
             if any(map(str.isalnum, sentence)) and not _is_request(sentence):
-                sentences.append(sentence)
+                sentences += _in_pieces(sentence)
     return sentences

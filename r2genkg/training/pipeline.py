@@ -6,7 +6,7 @@
 __all__ = ['run_pipeline', 'evaluate_run']
 
 # %% ../../nbs/09_training/12_pipeline.ipynb #exports
-import contextlib, os, shutil, time, warnings
+import contextlib, shutil, time, warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from r2genkg.training.stages import (
     training_data,
 )
 from .train import train
+from ..core.runtime import process_number
 
 # %% ../../nbs/09_training/12_pipeline.ipynb #run-stage
 def _run_stage(
@@ -45,14 +46,14 @@ def _run_stage(
         settle(root / stage.name)
         if found := found_hash(stage, config, done, root / stage.name):
             return StageResult(stage.name, root / stage.name, found, "up to date", None)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and stage.name != "run":
+    if process_number("WORLD_SIZE") > 1 and stage.name != "run":
         raise R2GenKGError(
             f"{roots[0]}: stage {stage.name} is not up to date; one process makes it: "
             "run `r2genkg train --upto vision_tokens` with the same options first"
         )
     if not remake:
         _refuse_new_format(roots[0])
-    if int(os.environ.get("RANK", 0)):
+    if process_number("RANK"):
         return _train_beside(stage, config, done, roots[0])
     return _make_stage(stage, config, done, roots[0])
 
@@ -134,7 +135,7 @@ def _made(roots: Sequence[Path]) -> set[str]:
 @contextlib.contextmanager
 def _alone(root: Path) -> Iterator[None]:
     "Hold a folder while working in it; the processes of `accelerate launch` work beside the first one."
-    if int(os.environ.get("RANK", 0)):
+    if process_number("RANK"):
         yield
         return
     lock = root / ".lock"

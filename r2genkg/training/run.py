@@ -74,6 +74,9 @@ class Run:
         "Stage -> its folder, as written when the run was made; empty for a run that stands alone."
         file = self.folder / STAGES_FILE
         named = read_json(file, dict) if file.is_file() else {}
+        for name, path in named.items():
+            if not isinstance(path, str) or "\0" in path:
+                raise R2GenKGError(f"{file}: {name!r:.80}: {path!r:.80} is no folder's path")
         return {name: (self.folder / str(path)).resolve() for name, path in named.items()}
 
     def stage(self, name: str) -> Path:

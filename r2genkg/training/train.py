@@ -16,7 +16,7 @@ from ..core.config import Config
 from ..core.files import R2GenKGError, read_json, write_json
 from ..core.stamps import fingerprint
 from ..core.hf_trainer import last_checkpoint, one_card, progress_callback
-from ..core.runtime import best_device, has_bfloat16, set_seed
+from ..core.runtime import best_device, has_bfloat16, process_number, set_seed
 from ..data.study import LABELS, first_pairs
 from ..kg.scales import ScaleGraph
 from ..model.fusion import KnowledgePrefix
@@ -80,7 +80,7 @@ def _read_scales(config: Config, data: TrainingData) -> list[ScaleGraph]:
 # %% ../../nbs/09_training/06_train.ipynb #training_arguments
 def _training_arguments(config: Config, work: Path, examples: int) -> TrainingArguments:
     "The preset's optimisation in the Trainer's terms. `eval` and `save` fall on the same steps."
-    c, world = config.train, int(os.environ.get("WORLD_SIZE", 1))
+    c, world = config.train, process_number("WORLD_SIZE")
     per_epoch = max(1, -(-examples // (c.batch_size * c.accumulate * world)))
     validates = bool(c.evals_per_epoch)
     every = max(1, round(per_epoch / c.evals_per_epoch)) if validates else per_epoch
@@ -238,7 +238,7 @@ def check_begun(config: Config, data: TrainingData, work: Path) -> None:
                 f"{work}: its checkpoints are of a training with other settings or studies; "
                 "remove the folder to begin anew, or name another"
             )
-    if not int(os.environ.get("RANK", 0)):
+    if not process_number("RANK"):
         write_json(file, {"hash": mine})
 
 # %% ../../nbs/09_training/06_train.ipynb #train-2
@@ -254,7 +254,7 @@ def train(
     out, work = Path(out), Path(work or Path(out) / "work")
     _check_sharded(config)
     if best_device() == "cuda":  # the card that the launcher gave this process
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(process_number("LOCAL_RANK"))
     set_seed(config.train.seed)
     check_held_out(data, config.train.allow_held_out)
     check_begun(config, data, work)

@@ -322,7 +322,20 @@ class Guard:
             if why := self.fault(scope.get("path", ""), dict(scope["headers"])):
                 await _refuse(scope["type"], why, send)
                 return
+            send = _for_own_frames(send)
         await self.app(scope, receive, send)
+
+
+def _for_own_frames(send: Any) -> Any:
+    "`send` with a header that keeps other sites from showing this page inside theirs, under buttons of their own."
+
+    async def with_header(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            rule = (b"content-security-policy", b"frame-ancestors 'self'")
+            message = message | {"headers": [*message.get("headers", ()), rule]}
+        await send(message)
+
+    return with_header
 
 
 async def _refuse(kind: str, why: str, send: Any) -> None:
@@ -369,6 +382,8 @@ def serve(
     password: str = "",  # of the user r2genkg; empty: none is asked
 ) -> Any:  # gradio.Blocks, served
     "Serve the page. Raises `R2GenKGError` if a folder is no run, Gradio is missing or the port is taken."
+    if not host:
+        raise R2GenKGError("the address to listen on is empty; 127.0.0.1 serves this machine only")
     gr, runs = load_gradio(), Runs(folders)
     uploads = _upload_folder()
     page = build_app(runs, strict, notice(host, bool(password)))
@@ -385,7 +400,7 @@ def serve(
         page.launch(
             **place, **shown, **web, app_kwargs={"middleware": [(Guard, (), rules)]}, **_OFF
         )
-    except OSError as e:
+    except (OSError, OverflowError) as e:
         why = str(e).splitlines()[0][:80]
         raise R2GenKGError(
             f"port {port} of {host} cannot be used ({why}); choose another with --port"

@@ -24,6 +24,7 @@ from r2genkg.use.console import (
     interruption,
     keep_freed_memory,
     memory_fault,
+    name_fault,
     plain_warnings,
     show,
     show_anything,
@@ -110,7 +111,7 @@ def _mendable(error: Exception) -> str:
     "One line for a missing package or a fault of files; empty for a fault of this package."
     if isinstance(error, ModuleNotFoundError) and (why := explain_missing(error.name)):
         return why
-    return storage_fault(error) or memory_fault(error)
+    return storage_fault(error) or memory_fault(error) or name_fault(error)
 
 # %% ../../nbs/10_use/26_commands.ipynb #main-2
 def main(args: list[str] | None = None) -> None:

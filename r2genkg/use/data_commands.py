@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 from ..core.files import R2GenKGError, atomic_path, check_output_path
 from ..data.tabular import csv_rows
-from .console import GROUP, AsJson, Raw, Section, show, Strict, Workers
+from .console import GROUP, AsJson, Raw, Section, json_text, show, Strict, Workers
 
 # %% ../../nbs/10_use/21_data_commands.ipynb #data
 data = typer.Typer(**GROUP, help="Download and prepare data sets.")
@@ -291,7 +291,7 @@ def _write_reasons(explain: Path, names: list[str], texts: list[str], labeler: s
         records = (reason_record(name, reason) for name, reasons in reports for reason in reasons)
         content = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
     if str(explain) == "-":
-        typer.echo(content, nl=False)
+        typer.echo(json_text(content), nl=False)
         return
     with atomic_path(explain) as tmp:
         tmp.write_text(content, encoding="utf-8")
@@ -311,9 +311,10 @@ def label_command(
 ) -> None:
     "The 14 CheXpert labels of every report: 1 positive, 0 negative, -1 uncertain, empty (null) not mentioned."
     from r2genkg.data.readers import column_like
-    from r2genkg.text.label_files import read_labels, write_labels
+    from r2genkg.text.label_files import check_labels_name, read_labels, write_labels
     from r2genkg.text.labels import label_reports
 
+    check_labels_name(out)
     if out.suffix in (".json", ".jsonl") and not key:
         raise R2GenKGError(
             f"{out}: JSON Lines name rows by image path; give its column with --key path_to_image"

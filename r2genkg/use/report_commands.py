@@ -106,7 +106,7 @@ _AppRuns = Annotated[
 _Host = Annotated[
     str, typer.Option(help="Address to listen on; the default serves this machine only.")
 ]
-_Port = Annotated[int, typer.Option(help="Port.")]
+_Port = Annotated[int, typer.Option(min=0, max=65535, help="Port.")]
 _RootPath = Annotated[
     str,
     typer.Option(help="Path or address under which a reverse proxy serves the page."),

@@ -6,7 +6,7 @@
 __all__ = ['demo_command', 'train_command', 'tables_command']
 
 # %% ../../nbs/10_use/25_train_commands.ipynb #imports
-import json, os, sys
+import json, sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -17,6 +17,7 @@ from ..core.config import Config, load_config
 from ..core.files import R2GenKGError
 from ..data.study import load_studies
 from .console import AsJson, Offline, Raw, Set, show
+from ..core.runtime import process_number
 
 # %% ../../nbs/10_use/25_train_commands.ipynb #remake
 _Remake = Annotated[
@@ -124,7 +125,7 @@ interruption. Under `accelerate launch`: train on several cards."""
         raise typer.BadParameter(
             "needed to train; only --dry-run makes nothing", param_hint="--out"
         )
-    first = not int(os.environ.get("RANK", 0))
+    first = not process_number("RANK")
     with user_consent(allow_external):
         done = _train(config, out, upto, first, remake)
     if first:

@@ -115,6 +115,8 @@ def read_verdicts(
         unknown = sorted(set(table.verdict) - {"", *VERDICTS})
         if unknown:
             raise R2GenKGError(f"{path}: verdict {unknown[0]!r} is none of {', '.join(VERDICTS)}")
+        if odd := sorted(set(table.label) - set(LABELS)):
+            raise R2GenKGError(f"{path}: label {odd[0][:80]!r} is none of the {len(LABELS)} labels")
         tables.append(table.loc[table.verdict != "", _COLUMNS])
     return pd.concat(tables, ignore_index=True)
 

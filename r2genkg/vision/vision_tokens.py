@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from ..core.config import TokensConfig
 from ..core.files import R2GenKGError, atomic_path, read_json, write_json
@@ -26,6 +26,8 @@ from ..kg.label_nodes import label_nodes
 from .class_maps import check_method
 from .classifier import SwinClassifier, read_batch
 from .patches import batch_tokens
+from ..data.tabular import check_columns, read_stored
+from ..core.weights import load_tensors
 
 # %% ../../nbs/06_vision/08_vision_tokens.ipynb #balance
 def _balance(
@@ -115,16 +117,26 @@ def _save_bank(bank: VisionTokens, folder: Path) -> None:
         write_json(tmp / "meta.json", bank.meta)
 
 # %% ../../nbs/06_vision/08_vision_tokens.ipynb #load-bank
+#: What the columns of a stored table hold.
+_COLUMN_KINDS = {
+    **dict.fromkeys(("study", "image", "label"), "text"),
+    **dict.fromkeys(("view", "x0", "y0", "x1", "y1"), "whole number from 0"),
+    "cam": "number",
+}
+
+
 def _load_bank(folder: Path) -> VisionTokens:
     "Read a bank."
     try:
-        table = pd.read_parquet(folder / "tokens.parquet")
+        table = read_stored(folder / "tokens.parquet")
+        check_columns(table, "tokens.parquet", _COLUMN_KINDS)
         # absolute paths stay as they are
         table["image"] = [os.path.normpath(folder / image) for image in table["image"]]
-        features = load_file(folder / "features.safetensors")["features"]
-        return VisionTokens(features, table, read_json(folder / "meta.json"))
+        features = load_tensors(folder / "features.safetensors", ("features",))[0]["features"]
+        return VisionTokens(features, table, read_json(folder / "meta.json", dict))
     except R2GenKGError as e:
-        raise R2GenKGError(f"{folder}: {e}") from None
+        named = str(e) if str(folder) in str(e) else f"{folder}: {e}"
+        raise R2GenKGError(named) from None
     except Exception as e:  # readers of damaged files raise many kinds
         why = str(e).splitlines()[0][:120]
         raise R2GenKGError(

@@ -26,6 +26,16 @@ HOSTS = [
     "2130706433:7860",
     "127.1:7860",
     "",
+    "localhost.",
+    "127.0.0.1:abc",
+    "127.0.0.1:7860:80",
+    "localhost\x00.evil.example",
+    "evil.example#127.0.0.1",
+    "[::1].evil.example",
+    "[::ffff:127.0.0.1]:7860",
+    "user@localhost",
+    "LOCALHOST.EVIL.EXAMPLE",
+    "xn--loclhost-9za.example",
 ]
 ORIGINS = [
     "https://evil.example",
@@ -35,6 +45,10 @@ ORIGINS = [
     "http://localhost.evil.example:7860",
     "file://",
     "chrome-extension://abc",
+    "http://127.0.0.1:7860@evil.example",
+    "http://[::1]:7860",
+    "http://localhost:7860",
+    "about:blank",
 ]
 
 
@@ -57,6 +71,28 @@ def test_foreign_site(origin, path):
 def test_own_name(host):
     origin = f"http://{host}".encode()
     assert not guard().fault("/gradio_api/upload", {b"host": host.encode(), b"origin": origin})
+
+
+def test_frames_of_other_sites():
+    """No other site shows the page inside its own, under buttons of its own."""
+    import asyncio
+
+    async def page(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+
+    async def ask() -> list:
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "path": "/", "headers": [(b"host", b"localhost:7860")]}
+        await Guard(page, {"localhost"}, False, Path("none"))(scope, None, send)
+        return sent
+
+    (start,) = asyncio.run(ask())
+    assert (b"content-security-policy", b"frame-ancestors 'self'") in start["headers"]
+    assert (b"a", b"b") in start["headers"]
 
 
 def test_behind_a_proxy():
