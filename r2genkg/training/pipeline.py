@@ -26,6 +26,7 @@ from r2genkg.training.stages import (
     StageResult,
     changed_formats,
     found_hash,
+    has_reports,
     stage_hash,
     stage_parts,
     training_data,
@@ -188,6 +189,15 @@ def run_pipeline(
         return _run_stages(config, roots, wanted, made, echo, remake)
 
 # %% ../../nbs/09_training/12_pipeline.ipynb #run-stages
+#: Stages of the graph.
+_GRAPH_STAGES = ("m3kg", "scales")
+
+
+def _without_graph(config: Config, studies: Path, wanted: Collection[str]) -> bool:
+    "Whether the graph is left out: films with labels alone, of which only classifier or tokens are wanted."
+    return "classifier" in wanted and "run" not in wanted and not has_reports(config, studies)
+
+
 def _run_stages(
     config: Config,
     roots: Sequence[Path],
@@ -201,6 +211,9 @@ def _run_stages(
     for stage in STAGES:
         if stage.name not in wanted:
             break
+        if stage.name in _GRAPH_STAGES and _without_graph(config, done["studies"].path, wanted):
+            echo(StageResult(stage.name, roots[0] / stage.name, "", "no report, left out", None))
+            continue
         result = _run_stage(stage, config, done, roots, remake)
         done[stage.name] = result
         echo(result)

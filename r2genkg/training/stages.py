@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'first_studies', 'draw_openi', 'read_prepared_studies', 'pair_with_openi', 'read_own_studies',
-           'make_studies', 'graph_corpus', 'make_graph', 'make_scale_graphs', 'image_cache', 'make_classifier',
-           'make_tokens', 'training_data', 'make_run', 'StageResult', 'stage_parts', 'stage_hash', 'found_hash',
-           'changed_formats']
+           'make_studies', 'graph_corpus', 'has_reports', 'make_graph', 'make_scale_graphs', 'image_cache',
+           'make_classifier', 'make_tokens', 'training_data', 'make_run', 'StageResult', 'stage_parts', 'stage_hash',
+           'found_hash', 'changed_formats']
 
 # %% ../../nbs/09_training/11_stages.ipynb #code-2
 import contextlib, json, logging, os, warnings, numpy as np
@@ -231,10 +231,20 @@ def _split_of_reports(studies: Sequence[Study]) -> dict[str, str]:
     return own | {p.id: s.split for s in studies for p in s.paired}
 
 # %% ../../nbs/09_training/11_stages.ipynb #make-graph
+def has_reports(config: Config, folder: Path) -> bool:
+    "Whether the graph of these studies would read any report; `folder` is that of stage `studies`."
+    return bool(graph_corpus(config, _graph_studies(folder)))
+
+
 def make_graph(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
     "Stage `m3kg`: annotations of every report, and the graph."
     studies = _graph_studies(paths["studies"])
     texts = graph_corpus(config, studies)
+    if not texts:
+        raise R2GenKGError(
+            "no training study has a report, so there is nothing to build a graph from or to learn to write; films with "
+            "labels alone: --upto vision_tokens, or studies.source=label-paired, which lends them reports"
+        )
     pairs = progress(
         iter_annotations(texts.items(), config.graph.annotator), "annotating", len(texts)
     )
