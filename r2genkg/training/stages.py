@@ -233,7 +233,10 @@ def _split_of_reports(studies: Sequence[Study]) -> dict[str, str]:
 # %% ../../nbs/09_training/11_stages.ipynb #make-graph
 def has_reports(config: Config, folder: Path) -> bool:
     "Whether the graph of these studies would read any report; `folder` is that of stage `studies`."
-    return bool(graph_corpus(config, _graph_studies(folder)))
+    if "openi" in config.graph.corpora:
+        return True
+    train = (s for s in _graph_studies(folder) if s.split == "train")
+    return any(s.paired or s.report(config.studies.section).strip() for s in train)
 
 
 def make_graph(config: Config, paths: dict[str, Path], out: Path, work: Path) -> str:
