@@ -10,10 +10,10 @@ import contextlib, os, shutil, time, warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ..core.config import Config
-from ..core.files import R2GenKGError, atomic_path, private_folder, settle
+from ..core.files import R2GenKGError, atomic_path, locked, private_folder, settle
 from ..core.stamps import stamp, stamp_of
 from ..data.study import check_images, load_studies
 from ..kg.scales import load_scales
@@ -140,12 +140,8 @@ def _alone(root: Path) -> Iterator[None]:
         return
     lock = root / ".lock"
     try:
-        with FileLock(lock, timeout=0):
-            try:
-                yield
-            finally:  # while it is held, so that nobody takes a file that is about to go
-                with contextlib.suppress(OSError):
-                    lock.unlink()
+        with locked(lock, timeout=0):
+            yield
     except Timeout:
         raise R2GenKGError(
             f"{root}: another run is working in this folder{_holder(lock)}; wait for it or choose another --out"

@@ -13,11 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from ..core.config import Config
-from ..core.files import atomic_path
+from ..core.files import atomic_path, locked
 from ..core.hf_trainer import one_card, pad_rows, progress_callback, two_rates
 from ..core.stamps import fingerprint
 from ..core.runtime import best_device, set_seed
@@ -182,7 +181,7 @@ def _learn_once(writer: _LabelWriter, lessons: Sequence[dict], config: Config, c
     decisive = config.train.model_dump(include={"lr", "lr_prefix", "weight_decay", "seed"})
     key = fingerprint(_LESSONS, weights_key(writer), list(lessons), config.llm.name, decisive)
     path = cache / f"writer-{key}.safetensors"
-    with FileLock(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock")):
         if not path.is_file():
             _learn(writer, lessons, config)
             learnt = {n: p.detach() for n, p in writer.named_parameters() if p.requires_grad}
