@@ -132,8 +132,8 @@ def retrieved_only(
     for r in retrievals:
         heavy = [i for i, weight in enumerate(r.weights) if weight >= least]
         if heavy:
-            rows, weights = ([part[i] for i in heavy] for part in (r.rows, r.weights))
-            found.append(replace(r, rows=tuple(rows), weights=tuple(weights)))
+            rows, weights = tuple(r.rows[i] for i in heavy), tuple(r.weights[i] for i in heavy)
+            found.append(replace(r, rows=rows, weights=weights))
     return found
 
 # %% ../../nbs/06_vision/10_retrieval_audit.ipynb #contact-sheet
