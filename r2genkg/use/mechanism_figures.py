@@ -124,9 +124,9 @@ def swapped_loss(
     return pd.DataFrame(columns, index=rows)
 
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #plot-swapped
-def _two_digits(value: float) -> str:
-    "A number with two decimals, without a sign where they are zero."
-    return f"{round(value, 2) + 0.0:.2f}"
+def _rounded(value: float, digits: int) -> str:
+    "A number with so many decimals, without a sign where they are zero."
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def plot_swapped(losses: pd.DataFrame) -> Figure:  # from `swapped_loss`
@@ -136,7 +136,7 @@ def plot_swapped(losses: pd.DataFrame) -> Figure:  # from `swapped_loss`
     picture = ax.imshow(values, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
     for y, x in np.ndindex(values.shape):
         ink = "white" if abs(values[y, x]) > 0.7 else "black"
-        number = _two_digits(values[y, x])
+        number = _rounded(values[y, x], 2)
         ax.text(x, y, number, ha="center", va="center", color=ink, fontsize=SMALL)
     shown = [textwrap.shorten(str(s), 46, placeholder=" ...") for s in losses.index]
     groups = [wrapped(GROUPS.get(g, g), 10) for g in losses.columns]
@@ -197,7 +197,9 @@ def _swapped_figure(run: Run, study: Study, others: Sequence[Study], folder: str
     images = run.model.encode(**batch)
     (text,) = run.model.generate(visual=images[:1])
     losses = swapped_loss(run.model, images[:1], images[1:], text or ".")
-    means = ", ".join(f"{GROUPS.get(g, g)} {value:.3f}" for g, value in losses.mean().items())
+    means = ", ".join(
+        f"{GROUPS.get(g, g)} {_rounded(value, 3)}" for g, value in losses.mean().items()
+    )
     caption = (
         f"Test study {study.id}: nats per token that each generated sentence loses when a group of the "
         f"prefix is that of {len(others)} other studies. Mean: {means}. Zeros: the text ignores its image."
