@@ -245,8 +245,8 @@ def make_graph(config: Config, paths: dict[str, Path], out: Path, work: Path) ->
     texts = graph_corpus(config, studies)
     if not texts:
         raise R2GenKGError(
-            "no training study has a report, so there is nothing to build a graph from or to learn to write; films with "
-            "labels alone: --upto vision_tokens, or studies.source=label-paired, which lends them reports"
+            "no training study has a report, so there is nothing to build a graph from or to learn to write; "
+            "films with labels alone: --upto vision_tokens, or studies.source=label-paired, which lends them reports"
         )
     pairs = progress(
         iter_annotations(texts.items(), config.graph.annotator), "annotating", len(texts)
