@@ -122,7 +122,7 @@ _SCORE_NOTES = {
     "Clinical F1, precision, recall": "Of the 14 CheXpert labels that the rules read in generated and "
     "reference reports; uncertain counts as negative. Micro: over all labels together. Macro: "
     "the mean over the labels, rare ones count as much as common ones.",
-    "distinct reports": "Number of different reports, divided by the number of studies: 1 if no two studies got the same.",
+    "distinct reports": "Number of different reports over the number of studies: 1 if all reports differ.",
     "n/a": "METEOR needs a Java program. It is computed for the runs alone, not for the baselines, "
     "and for no row where no Java is installed.",
 }
