@@ -14,6 +14,9 @@ NOTEBOOKS = sorted(
 )
 WIDTH = 120  #: characters of a code cell on a page of 1,200 pixels
 HIDDEN = re.compile(r"\s*#\|\s*(hide|default_exp|exporti?\b)")
+SIZE = re.compile(
+    r"\b(?:font|label|title_font)size\s*=\s*(\d+(?:\.\d+)?)|set_fontsize\((\d+(?:\.\d+)?)\)"
+)
 DPI = re.compile(r"\bdpi\s*=\s*(\d+)|set_dpi\((\d+)\)")
 
 
@@ -51,3 +54,8 @@ def test_figures_are_drawn_and_not_only_named(cells):
     code = "\n".join(c.source for c in cells if c.cell_type == "code")
     ends_in_figure = re.search(r"^(fig|figure|ax)$", code, re.M)
     assert not ends_in_figure or "%matplotlib inline" in code or "import matplotlib.pyplot" in code
+
+
+def test_no_letter_of_a_figure_is_below_8_points(cells):
+    found = [m for c in cells if c.cell_type == "code" for m in SIZE.findall(c.source)]
+    assert all(float(a or b) >= 8 for a, b in found)

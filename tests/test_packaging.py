@@ -182,6 +182,7 @@ def lock() -> dict[str, Requirement]:
 LOCKED = (
     *("requirements", "train_requirements", "llm_requirements"),
     *("smollm2_requirements", "dev_requirements"),
+    *("app_requirements", "docs_requirements", "ray_requirements"),
 )
 
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-from ..core.files import MADE_FROM, R2GenKGError
+from ..core.files import MADE_FROM, R2GenKGError, locked
 from ..core.runtime import progress
 from ..core.stamps import fingerprint, is_current
 from .archives import unpack
@@ -158,7 +158,7 @@ def fetch(
     gain = _NoGain(part, pause)
     again = retry_if_exception_type(_Cut)
     try:
-        with FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
+        with locked(path.with_name(f".{path.name}.lock"), timeout=0):
             for attempt in Retrying(retry=again, stop=gain, wait=gain.wait, reraise=True):
                 with attempt:
                     _continue(url, part)

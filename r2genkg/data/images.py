@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image, ImageOps
 
-from ..core.files import R2GenKGError, private_folder
+from ..core.files import R2GenKGError, locked, private_folder
 from ..core.runtime import progress
 from ..core.stamps import fingerprint
 from .dicom import DoubtfulFilm, read_dicom
@@ -230,7 +229,7 @@ class ImageCache:
         keys = [image_key(path) for path in paths]
         if any(key not in self._rows for key in keys):
             private_folder(self.folder)
-            with FileLock(self.folder / f"lock-{self.size}"):
+            with locked(self.folder / f"lock-{self.size}"):
                 self._open()
                 wanted = dict(zip(keys, paths, strict=True))
                 self._fill({key: path for key, path in wanted.items() if key not in self._rows})

@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from ..core.files import R2GenKGError, atomic_path
+from ..core.files import R2GenKGError, atomic_path, locked
 from ..core.stamps import fingerprint
 from ..core.runtime import progress
 from ..data.annotation import SentenceAnnotation
@@ -202,7 +202,7 @@ def _extract(
 ) -> dict[str, Any]:
     "The three steps, with no other run into the same file."
     try:
-        with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
+        with locked(out.with_name(f".{out.name}.lock"), timeout=0):
             return _three_steps(reports, key, out, batch_size, run)
     except Timeout:
         raise R2GenKGError(

@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 from ..data.study import label_matrix
 from ..core.config import Config, override
-from ..core.files import R2GenKGError, atomic_path
+from ..core.files import R2GenKGError, atomic_path, locked
 from ..core.stamps import fingerprint
 from ..core.runtime import progress
 from ..kg.scales import ScaleGraph
@@ -300,7 +299,7 @@ def _cached_features(
     keys = [[image_key(path) for path in files] for files in views]
     name = fingerprint(weights_key(model.vision), image_size, model.device.type, keys)
     path = folder / f"features-{name}.npy"
-    with FileLock(path.with_suffix(".lock")):  # of several processes the first encodes
+    with locked(path.with_suffix(".lock")):  # of several processes the first encodes
         if not path.is_file():
             with atomic_path(path, private=True) as tmp:
                 _encode_views(model, images, len(views), tmp)

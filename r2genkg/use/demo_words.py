@@ -122,7 +122,7 @@ _SCORE_NOTES = {
     "Clinical F1, precision, recall": "Of the 14 CheXpert labels that the rules read in generated and "
     "reference reports; uncertain counts as negative. Micro: over all labels together. Macro: "
     "the mean over the labels, rare ones count as much as common ones.",
-    "distinct reports": "Share of generated reports that no other study got.",
+    "distinct reports": "Number of different reports over the number of studies: 1 if all reports differ.",
     "n/a": "METEOR needs a Java program. It is computed for the runs alone, not for the baselines, "
     "and for no row where no Java is installed.",
 }
@@ -166,9 +166,13 @@ _MEASURES: dict[str, tuple[str, float | None]] = {
     "retrieval/side_agreement": ("share of that weight on the finding's side", 0.5),
     "retrieval/row_distance": ("how far the queries retrieve apart (0: all alike)", 0.0),
     "grounding/node_auroc": ("is a node likelier where the report states it (AUROC)", 0.5),
+    "grounding/node_auroc_findings": ("the same, of disorders and devices alone", 0.5),
+    "grounding/recall@32": ("share of the report's nodes among the 32 likeliest", None),
     "grounding/edge_auroc": ("is an edge likelier where the report states it (AUROC)", 0.5),
     "attention/kg2v_entropy": ("entropy of the nodes' attention to cells (1: flat)", 1.0),
+    "attention/kg2v_spread": ("how far nodes attend to cells apart (0: all alike)", 0.0),
     "attention/v2kg_entropy": ("entropy of the cells' attention to nodes (1: flat)", 1.0),
+    "attention/v2kg_spread": ("how far cells attend to nodes apart (0: all alike)", 0.0),
 }
 
 
@@ -317,19 +321,25 @@ def pointing_words(table: pd.DataFrame) -> str:
     found = table.loc[(method, "macro")]
     name = _CAM_NAMES.get(method, method)
     return (
-        f"The maps of {name} peak inside the drawn finding in {found.pointing:.3f} of the cases "
+        f"The maps ({name}) peak inside the drawn finding in {found.pointing:.3f} of the cases "
         f"(mean over the labels), "
         f"{beside(found.pointing, {'chance': found.chance})}, and within 15 pixels of it in {found.near:.3f}, "
         f"{beside(found.near, {'chance': found.near_chance})}."
     )
 
 # %% ../../nbs/10_use/15_demo_words.ipynb #stages
+#: Stages whose folder is not a plain word.
+_STAGE_NAMES = {"m3kg": "knowledge graph (m3kg)", "scales": "scales of the graph"}
+
+
 def stage_rows(stages: Sequence[StageResult]) -> list[dict[str, str]]:
     "Stages for the page: name, what was reported, seconds."
     return [
         {
-            "name": s.name.replace("_", " ").replace("zero-KG", run_name("zero-KG")),
-            "note": s.note,
+            "name": _STAGE_NAMES.get(s.name, s.name)
+            .replace("_", " ")
+            .replace("zero-KG", run_name("zero-KG")),
+            "note": s.note.replace("CE F1", "clinical F1"),
             "seconds": "made before" if s.seconds is None else f"{s.seconds:.1f}",
         }
         for s in stages

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'PINK', 'YELLOW', 'SKY', 'GRAY', 'HEAT', 'SMALL', 'PRINT_DPI', 'Box', 'GROUPS',
-           'new_figure', 'save_figure', 'legend_outside', 'draw_heat_map', 'selectivity', 'pick_nodes',
+           'new_figure', 'save_figure', 'wrapped', 'legend_outside', 'draw_heat_map', 'selectivity', 'pick_nodes',
            'plot_attention', 'plot_cams', 'plot_patches', 'plot_sources', 'plot_curves', 'plot_scores',
            'plot_attribution']
 
@@ -81,7 +81,7 @@ def save_figure(
     return folder / f"{name}.png"
 
 # %% ../../nbs/10_use/00_plots.ipynb #wrapped
-def _wrapped(text: str, width: int = 14) -> str:
+def wrapped(text: str, width: int = 14) -> str:
     "A text in lines of about `width` letters, broken at spaces and hyphens, never inside a word."
     lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines)
@@ -127,7 +127,7 @@ def draw_heat_map(
             vmin=0,
             vmax=top,
         )
-    ax.set_title(_wrapped(title, 18), fontsize=SMALL)
+    ax.set_title(wrapped(title, 18), fontsize=SMALL)
     ax.set_axis_off()
 
 # %% ../../nbs/10_use/00_plots.ipynb #pick_nodes
@@ -226,7 +226,7 @@ def _bare(ax: Axes) -> None:
 
 def _row_title(ax: Axes, title: str) -> None:
     "The title of a row of pictures, left of its first one."
-    ax.set_ylabel(_wrapped(title, 14), rotation=0, ha="right", va="center")
+    ax.set_ylabel(wrapped(title, 14), rotation=0, ha="right", va="center")
 
 # %% ../../nbs/10_use/00_plots.ipynb #plot-patches
 def plot_patches(
@@ -244,7 +244,7 @@ def plot_patches(
         for ax, patch in zip(row, patches):
             ax.imshow(patch, cmap="gray", vmin=0, vmax=255)
         for ax, caption in zip(row, captions.get(title, ())):
-            ax.set_xlabel(_wrapped(caption, 13))
+            ax.set_xlabel(wrapped(caption, 13))
         _row_title(row[0], title)
     return fig
 
@@ -280,7 +280,7 @@ def plot_sources(
             ax.imshow(image, cmap="gray", vmin=0, vmax=255)
             _frame(ax, box, YELLOW, 1.2)
             _zoom(ax, box, image.shape, zoom)
-            ax.set_xlabel(_wrapped(caption, 17), labelpad=1)
+            ax.set_xlabel(wrapped(caption, 17), labelpad=1)
         _row_title(row[0], title)
     frame = Patch(
         facecolor="#666666", edgecolor=YELLOW, label="the retrieved patch, with its weight"
@@ -364,6 +364,7 @@ GROUPS = {
     "queries": "disease queries",
     "retrieved": "retrieved tokens",
     "text": "prompt and text so far",
+    "all": "the whole prefix",
 }
 
 
@@ -379,7 +380,7 @@ def plot_attribution(
     picture = ax.imshow(shown, cmap="cividis", vmin=-3, vmax=3, aspect="auto")
     _write_numbers(ax, lift)
     sentences = [textwrap.shorten(str(s), 40, placeholder=" ...") for s in share.index]
-    groups = [_wrapped(GROUPS.get(str(g), str(g)), 10) for g in share.columns]
+    groups = [wrapped(GROUPS.get(str(g), str(g)), 10) for g in share.columns]
     ax.set_xticks(range(share.shape[1]), groups)
     ax.set_yticks(range(len(share)), sentences)
     bar = fig.colorbar(picture, ax=ax, ticks=[-3, -1, 0, 1, 3], shrink=0.9)

@@ -27,6 +27,7 @@ from r2genkg.vision.retrieval_audit import (
     label_weights,
     purity_table,
     retrievals_of,
+    retrieved_only,
 )
 
 # %% ../../nbs/10_use/08_run_audit.ipynb #retrieval_weights
@@ -100,6 +101,10 @@ def _write_audit(
         (tmp / "audit.html").write_text(audit_form(drawn, run.bank, size), encoding="utf-8")
 
 # %% ../../nbs/10_use/08_run_audit.ipynb #audit_run
+#: Drawn for each retrieval of the form, because a query may retrieve nothing.
+_SPARE = 8
+
+
 def audit_run(
     run: str | Path,  # a run, or the folder of its pipeline
     folder: str
@@ -124,11 +129,16 @@ def audit_run(
     if folder is None:
         return measures
     token_labels = opened.bank.table.label.tolist()
-    pairs = draw_pairs(len(studies), len(opened.model.prefix.query_names), count, seed)
+    queries = len(opened.model.prefix.query_names)
+    pairs = draw_pairs(len(studies), queries, _SPARE * count, seed)
     share, rows = retrieval_weights(opened.model, studies, token_labels, pairs)
     positive = label_matrix(studies) == 1
     tables = {"purity": purity_table(share, token_labels, positive, seed)}
     if (opened.stage("studies") / "masks").is_dir():
         tables |= _mask_audit(opened, studies, methods or (opened.config.tokens.method,))
-    _write_audit(folder, tables, retrievals_of(studies, rows), opened)
+    drawn = retrievals_of(studies, rows)
+    drawn = (
+        retrieved_only(drawn, len(token_labels)) or drawn
+    )  # all, where no query retrieved anything
+    _write_audit(folder, tables, drawn[:count], opened)
     return _summary(tables, len(studies)) | measures

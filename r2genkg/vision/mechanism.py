@@ -228,13 +228,15 @@ def plot_own(table: pd.DataFrame) -> Any:  # matplotlib Figure; from `own_measur
     "Weight of each query on its own label, where present and where absent."
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 0.34 * len(table) + 0.8), dpi=100, layout="constrained")
+    figure = Figure(figsize=(6.4, 0.3 * len(table) + 1.0), dpi=100, layout="constrained")
     ax, place = figure.subplots(), np.arange(len(table))
     ax.barh(place - 0.2, table.own_present, 0.4, color="#0072B2", label="label present")
     ax.barh(place + 0.2, table.own_absent, 0.4, color="#D55E00", label="label absent")
     marks = [f"{label} (AUROC {a:.2f})" for label, a in zip(table.index, table.auroc)]
     ax.set_yticks(place, marks, fontsize=8)
-    ax.set(xlim=(0, 1), xlabel="weight on tokens of the own label")
-    ax.invert_yaxis()
-    ax.legend(fontsize=8, frameon=False, loc="lower right")
+    ax.set(xlim=(0, 1), ylim=(len(table) - 0.4, -0.6))
+    ax.set_xlabel("weight on tokens of the own label", fontsize=8)
+    ax.tick_params(labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.legend(fontsize=8, frameon=False, ncols=2, loc="outside lower center")
     return figure
