@@ -34,6 +34,7 @@ class Section(BaseModel):
 
 # %% ../../nbs/00_core/01_config.ipynb #studiesconfig
 _Count = Annotated[int, Field(ge=1)]
+_Layers = Annotated[int, Field(ge=1, le=1000)]  # a number without sense would build for hours
 
 
 class StudiesConfig(Section):
@@ -155,13 +156,13 @@ class ModelConfig(Section):
     heads: _Count = 16  # of V2KG and KG2V
     dim_node: _Count = 768  # node and bank features, disease queries
     dim_gcn: _Count = 384  # hidden width of the R-GCN
-    fuser_layers: _Count = 2
+    fuser_layers: _Layers = 2
     fuser_heads: _Count = 8
     fuser_ff: _Count = 2048
     max_nodes: _Count = 600  # position embeddings per scale
     dim_encoder: _Count = 1408  # what the Q-Former cross-attends to (EVA-g width of BLIP-2)
     qformer_weights: str = ""  # BLIP-2's checkpoint, from which the Q-Former starts; empty: random
-    qformer_layers: _Count = 12
+    qformer_layers: _Layers = 12
     qformer_heads: _Count = 12
     qformer_ff: _Count = 3072
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -237,7 +238,7 @@ class LLMConfig(Section):
     lora_alpha: _Count = 32
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     hidden: _Count = 256  # the next fields act for "scratch" only
-    layers: _Count = 4
+    layers: _Layers = 4
     heads: _Count = 4
     ff: _Count = 768
     vocab: _Count = 2000
@@ -389,9 +390,9 @@ def _read_value(assignment: str, value: str) -> Any:
     "The value of an assignment, read as YAML."
     try:
         return yaml.safe_load(value)
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, RecursionError, ValueError) as e:
         raise R2GenKGError(
-            f"--set {assignment!r}: not valid YAML ({str(e).splitlines()[0]}); "
+            f"--set {assignment[:120]!r}: not valid YAML ({str(e).splitlines()[0][:120]}); "
             "put a text with : or [ in quotes"
         ) from None
 

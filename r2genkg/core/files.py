@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MADE_FROM', 'R2GenKGError', 'is_special', 'refuse_special', 'settle', 'private_folder', 'replace_fault',
-           'atomic_path', 'check_output_path', 'unique_keys', 'read_json', 'write_json', 'read_yaml']
+           'atomic_path', 'check_output_path', 'locked', 'unique_keys', 'read_json', 'write_json', 'read_yaml']
 
 # %% ../../nbs/00_core/00_files.ipynb #code-2
 import contextlib, ctypes, glob, hashlib, itertools, json, os, platform, shutil, stat, sys
@@ -286,6 +286,22 @@ def check_output_path(out: str | Path, *sources: str | Path | None) -> None:
             raise R2GenKGError(f"{out}: is the source itself; choose another --out")
     if fault := _unwritable(Path(out)):
         raise R2GenKGError(f"{out}: {fault}")
+
+# %% ../../nbs/00_core/00_files.ipynb #locked
+@contextlib.contextmanager
+def locked(
+    path: str | Path,  # of the lock file
+    timeout: float = -1,  # seconds to wait; -1: until it is free
+) -> Iterator[None]:
+    "Hold a lock file. It goes while it is held, so that nobody takes a file that is about to go."
+    from filelock import FileLock
+
+    with FileLock(path, timeout=timeout):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 # %% ../../nbs/00_core/00_files.ipynb #read_json
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

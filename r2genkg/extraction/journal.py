@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock
 
-from ..core.files import R2GenKGError
+from ..core.files import R2GenKGError, locked
 
 # %% ../../nbs/04_extraction/08_journal.ipynb #cut-torn-line
 def _cut_torn_line(file: BinaryIO) -> None:
@@ -76,8 +75,8 @@ class Journal:
 
     def _write(self, path: Path, line: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
-        with lock, open(path, "a+b", opener=_private) as file:
+        lock = path.with_name(f".{path.name}.lock")
+        with locked(lock), open(path, "a+b", opener=_private) as file:
             _cut_torn_line(file)
             file.write(line)
             file.flush()

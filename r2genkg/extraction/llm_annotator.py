@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from ..core.files import R2GenKGError, write_json
+from ..core.files import R2GenKGError, locked, write_json
 from ..core.runtime import progress
 from ..data.annotation import SentenceAnnotation
 from ..data.readers import read_texts
@@ -253,7 +253,7 @@ def annotate_with_llm(
     check_endpoint(settings, [*sources, *by_report])
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
+        with locked(out.with_name(f".{out.name}.lock"), timeout=0):
             summary, status = _run_into_files(by_report, out, settings, partial)
     except Timeout:
         raise R2GenKGError(f"{out}: another run is writing it") from None

@@ -14,11 +14,10 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from filelock import FileLock
 from safetensors.torch import save_file
 from torch import nn
 from ..core.config import LLMConfig
-from ..core.files import R2GenKGError, atomic_path
+from ..core.files import R2GenKGError, atomic_path, locked
 from ..core.stamps import file_marks, fingerprint
 from ..core.runtime import best_device, process_number
 from ..core.weights import load_reason, load_tensors, open_gguf, trusted, weights_key
@@ -200,7 +199,7 @@ def _pretrain_once(
         return
     made_from = (llm.config.to_dict(), weights_key(llm), tokenizer.get_vocab(), list(texts), epochs)
     path = cache / f"llm-{fingerprint(_PRETRAINING, *made_from)}.safetensors"
-    with FileLock(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock")):
         if not path.is_file():
             _pretrain(llm, tokenizer, texts, epochs)
             with atomic_path(path, private=True) as tmp:
@@ -237,7 +236,7 @@ def unpack_gguf(
         root / f"{path.stem}-{fingerprint(str(path.resolve()), file_marks(path))}"
     )  # another file of that name and size is another model
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # several processes may train together
+    with locked(f"{folder}.lock"):  # several processes may train together
         if (folder / "config.json").is_file():
             return folder
         with quiet():

@@ -10,10 +10,10 @@ import contextlib, shutil, time, warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ..core.config import Config
-from ..core.files import R2GenKGError, atomic_path, private_folder, settle
+from ..core.files import R2GenKGError, atomic_path, locked, private_folder, settle
 from ..core.stamps import stamp, stamp_of
 from ..data.study import check_images, load_studies
 from ..kg.scales import load_scales
@@ -26,6 +26,7 @@ from r2genkg.training.stages import (
     StageResult,
     changed_formats,
     found_hash,
+    has_reports,
     stage_hash,
     stage_parts,
     training_data,
@@ -140,12 +141,8 @@ def _alone(root: Path) -> Iterator[None]:
         return
     lock = root / ".lock"
     try:
-        with FileLock(lock, timeout=0):
-            try:
-                yield
-            finally:  # while it is held, so that nobody takes a file that is about to go
-                with contextlib.suppress(OSError):
-                    lock.unlink()
+        with locked(lock, timeout=0):
+            yield
     except Timeout:
         raise R2GenKGError(
             f"{root}: another run is working in this folder{_holder(lock)}; wait for it or choose another --out"
@@ -189,6 +186,15 @@ def run_pipeline(
         return _run_stages(config, roots, wanted, made, echo, remake)
 
 # %% ../../nbs/09_training/12_pipeline.ipynb #run-stages
+#: Stages of the graph.
+_GRAPH_STAGES = ("m3kg", "scales")
+
+
+def _without_graph(config: Config, studies: Path, wanted: Collection[str]) -> bool:
+    "Whether the graph is left out: films with labels alone, of which only classifier or tokens are wanted."
+    return "classifier" in wanted and "run" not in wanted and not has_reports(config, studies)
+
+
 def _run_stages(
     config: Config,
     roots: Sequence[Path],
@@ -202,6 +208,9 @@ def _run_stages(
     for stage in STAGES:
         if stage.name not in wanted:
             break
+        if stage.name in _GRAPH_STAGES and _without_graph(config, done["studies"].path, wanted):
+            echo(StageResult(stage.name, roots[0] / stage.name, "", "no report, left out", None))
+            continue
         result = _run_stage(stage, config, done, roots, remake)
         done[stage.name] = result
         echo(result)

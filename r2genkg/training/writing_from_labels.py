@@ -6,21 +6,19 @@
 __all__ = ['write_from_labels']
 
 # %% ../../nbs/09_training/05_writing_from_labels.ipynb #imports
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from ..core.config import Config
-from ..core.files import atomic_path
+from ..core.files import atomic_path, locked
 from ..core.hf_trainer import one_card, pad_rows, progress_callback, two_rates
 from ..core.stamps import fingerprint
-from ..core.runtime import best_device, set_seed
+from ..core.runtime import best_device, process_number, set_seed
 from ..core.weights import load_tensors, weights_key
 from ..kg.statements import STATED, Statements
 from ..model.llm import quiet
@@ -134,7 +132,7 @@ def _learn(writer: _LabelWriter, lessons: Sequence[dict], config: Config) -> Non
     "Train language model and label tokens in place."
     from transformers import PrinterCallback, Trainer
 
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = process_number("WORLD_SIZE")
     train = config.train
     rate = 2e-3 if config.llm.name == "scratch" else train.lr
     groups = two_rates(writer, "prompts", max(rate, train.lr_prefix or 0), rate, train.weight_decay)
@@ -169,7 +167,7 @@ def write_from_labels(
     writer = _LabelWriter(model).train()
     named = stated if writer.node_prompts is not None else None
     lessons = _draw_lessons(rows, labels, config, named, config.model.prune_kg)
-    if cache is None or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if cache is None or process_number("WORLD_SIZE") > 1:
         _learn(writer, lessons, config)
     else:
         _learn_once(writer, lessons, config, cache)
@@ -182,7 +180,7 @@ def _learn_once(writer: _LabelWriter, lessons: Sequence[dict], config: Config, c
     decisive = config.train.model_dump(include={"lr", "lr_prefix", "weight_decay", "seed"})
     key = fingerprint(_LESSONS, weights_key(writer), list(lessons), config.llm.name, decisive)
     path = cache / f"writer-{key}.safetensors"
-    with FileLock(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock")):
         if not path.is_file():
             _learn(writer, lessons, config)
             learnt = {n: p.detach() for n, p in writer.named_parameters() if p.requires_grad}

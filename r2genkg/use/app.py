@@ -224,7 +224,7 @@ def _image_input(gr: Any, runs: Runs) -> Any:  # gradio.File
     label = "chest radiograph: PNG, JPEG or DICOM"
     with gr.Row():
         with gr.Column():
-            file = gr.File(label=label, height=110, elem_id="image")
+            file = gr.File(label=label, height=150, elem_id="image")
             examples = example_images(runs)
             if examples:
                 gr.Examples(examples, file, label="or a test image of the run", elem_id="examples")

@@ -6,10 +6,14 @@
 __all__ = ['plot_presence', 'swapped_loss', 'plot_swapped', 'mechanism_figures']
 
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #imports
+import textwrap
 import numpy as np, pandas as pd, torch
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from torch import Tensor
 from ..data.study import Study, label_matrix
 from ..extraction.annotate import annotate
@@ -20,10 +24,41 @@ from ..training.run import Run
 from .evidence import sentence_ranges
 from .figures import find_study, read_views
 from .mechanism_audit import look_at
-from .plots import SMALL, new_figure, save_figure
+from r2genkg.use.plots import (
+    BLUE,
+    GRAY,
+    GROUPS,
+    ORANGE,
+    SMALL,
+    legend_outside,
+    new_figure,
+    save_figure,
+)
+from .plots import wrapped
 from ..vision.mechanism import own_measures, plot_own
 
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #plot-presence
+#: Colour of a node by what the report says of it: 1 stated, 0 not, -1 open; and the words of the legend.
+_STATED = {1: (BLUE, "stated"), 0: (ORANGE, "not stated"), -1: (GRAY, "possible")}
+
+
+def _presence_legend(stated: set[int], missed: bool, count: int) -> list[Any]:
+    "What colours and line of `plot_presence` mean."
+    known = [(key, *look) for key, look in _STATED.items()]
+    handles: list[Any] = [
+        Patch(color=c, label=f"{w} in the report") for k, c, w in known if k in stated
+    ]
+    cut = Line2D(
+        [],
+        [],
+        color="black",
+        lw=0.6,
+        ls="--",
+        label=f"below: stated, but not among the {count} likeliest",
+    )
+    return handles + [cut] * missed
+
+
 def plot_presence(
     names: Sequence[str],  # N node names
     chance: np.ndarray,  # (N,) probability of each node
@@ -34,10 +69,9 @@ def plot_presence(
     order = np.argsort(-chance, kind="stable")
     missed = [n for n in order[count:] if stated[n] == 1][:8]
     shown = [*order[:count], *missed]
-    fig, axes = new_figure(6.4, 0.19 * len(shown) + 0.7)
+    fig, axes = new_figure(6.4, 0.19 * len(shown) + 1.0)
     ax, place = axes[0, 0], np.arange(len(shown))
-    colours = [{1: "#0072B2", -1: "#999999"}.get(int(stated[n]), "#D55E00") for n in shown]
-    ax.barh(place, chance[shown], color=colours)
+    ax.barh(place, chance[shown], color=[_STATED[int(stated[n])][0] for n in shown])
     for row, n in zip(place, shown):
         ax.text(chance[n] + 0.01, row, f"{chance[n]:.2f}", va="center", fontsize=SMALL)
     if missed:
@@ -45,7 +79,8 @@ def plot_presence(
     ax.set_yticks(place, [names[n] for n in shown], fontsize=SMALL)
     ax.set(xlim=(0, 1.08), xlabel="probability that the image shows the node")
     ax.invert_yaxis()
-    ax.set_title("blue: the report states it; orange: it does not; gray: possible", fontsize=SMALL)
+    kinds = {int(stated[n]) for n in shown}
+    legend_outside(fig, _presence_legend(kinds, bool(missed), count), 2)
     return fig
 
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #swap-loss
@@ -89,17 +124,27 @@ def swapped_loss(
     return pd.DataFrame(columns, index=rows)
 
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #plot-swapped
+def _rounded(value: float, digits: int) -> str:
+    "A number with so many decimals, without a sign where they are zero."
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
 def plot_swapped(losses: pd.DataFrame) -> Figure:  # from `swapped_loss`
     "Nats per token that each sentence loses with another study's group."
     fig, axes = new_figure(7.2, 1 + 0.36 * len(losses))
     ax, values = axes[0, 0], losses.to_numpy()
     picture = ax.imshow(values, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
     for y, x in np.ndindex(values.shape):
-        ax.text(x, y, f"{values[y, x]:.2f}", ha="center", va="center", fontsize=SMALL)
-    shown = [s if len(s) < 46 else f"{s[:42]} ..." for s in losses.index]
-    ax.set_xticks(range(values.shape[1]), losses.columns, fontsize=SMALL)
+        ink = "white" if abs(values[y, x]) > 0.7 else "black"
+        number = _rounded(values[y, x], 2)
+        ax.text(x, y, number, ha="center", va="center", color=ink, fontsize=SMALL)
+    shown = [textwrap.shorten(str(s), 46, placeholder=" ...") for s in losses.index]
+    groups = [wrapped(GROUPS.get(g, g), 10) for g in losses.columns]
+    ax.set_xticks(range(values.shape[1]), groups, fontsize=SMALL)
     ax.set_yticks(range(len(losses)), shown, fontsize=SMALL)
-    fig.colorbar(picture, ax=ax, shrink=0.9).set_label("nats per token lost", fontsize=SMALL)
+    bar = fig.colorbar(picture, ax=ax, shrink=0.9, extend="both")
+    bar.ax.tick_params(labelsize=SMALL)
+    bar.set_label("nats per token lost", fontsize=SMALL)
     return fig
 
 # %% ../../nbs/10_use/16_mechanism_figures.ipynb #presence-figure
@@ -152,7 +197,9 @@ def _swapped_figure(run: Run, study: Study, others: Sequence[Study], folder: str
     images = run.model.encode(**batch)
     (text,) = run.model.generate(visual=images[:1])
     losses = swapped_loss(run.model, images[:1], images[1:], text or ".")
-    means = ", ".join(f"{name} {value:.3f}" for name, value in losses.mean().items())
+    means = ", ".join(
+        f"{GROUPS.get(g, g)} {_rounded(value, 3)}" for g, value in losses.mean().items()
+    )
     caption = (
         f"Test study {study.id}: nats per token that each generated sentence loses when a group of the "
         f"prefix is that of {len(others)} other studies. Mean: {means}. Zeros: the text ignores its image."

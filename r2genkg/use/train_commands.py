@@ -6,16 +6,12 @@
 __all__ = ['demo_command', 'train_command', 'tables_command']
 
 # %% ../../nbs/10_use/25_train_commands.ipynb #imports
-import json, sys
+import json, sys, typer, shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
-
-import typer
-
 from ..core.config import Config, load_config
 from ..core.files import R2GenKGError
-from ..data.study import load_studies
 from .console import AsJson, Offline, Raw, Set, show
 from ..core.runtime import process_number
 
@@ -49,14 +45,15 @@ def demo_command(
 
 # %% ../../nbs/10_use/25_train_commands.ipynb #train
 def _plan(config: Config, card: int) -> dict[str, Any]:
-    "The plan of a run on one card; the training studies are counted where they are prepared already."
+    "The plan of a run on one card; the training studies are counted where `studies.path` is a file."
     from r2genkg.training.preflight import check_choices
+    from r2genkg.training.stages import read_own_studies
     from r2genkg.training.training_plan import plan_rows
 
     check_choices(config)
     c, count = config.studies, 0
-    if not c.n_train and c.path.endswith(".parquet") and Path(c.path).is_file():
-        count = sum(s.split == "train" for s in load_studies(c.path))
+    if not c.n_train and Path(c.path).is_file():
+        count = sum(s.split == "train" and bool(s.images) for s in read_own_studies(c))
     return plan_rows(config, count, card)
 
 # %% ../../nbs/10_use/25_train_commands.ipynb #train-options
@@ -73,7 +70,7 @@ _DryRun = Annotated[
     typer.Option(
         "--dry-run",
         help="Make nothing: print what would be trained, memory by part, steps and hours, as computed; "
-        "--set studies.n_train=N where the studies are not prepared yet.",
+        "--set studies.n_train=N where studies.path is no file.",
     ),
 ]
 _AllowExternal = Annotated[
@@ -98,8 +95,12 @@ def _train(config: Config, out: Path, upto: str, first: bool, remake: bool) -> d
             typer.echo(f"{result.name:14} {result.note}", err=True)
 
     done = run_pipeline(config, out, upto, echo=echo, remake=remake)
-    last = list(done.values())[-1]
-    return {name: str(stage.path) for name, stage in done.items()} | {"result": last.note}
+    shown = {name: str(stage.path) for name, stage in done.items()}
+    shown["result"] = list(done.values())[-1].note
+    if "run" in done:
+        command = f"r2genkg report IMAGE.png --run {shlex.quote(str(out))} --out report.html"
+        shown["report on an image"] = command
+    return shown
 
 # %% ../../nbs/10_use/25_train_commands.ipynb #train-command
 def train_command(
@@ -218,7 +219,6 @@ def tables_command(
     as_json: AsJson = False,
 ) -> None:
     "Train every run of a grid (what is finished stays), and write every table of the paper from what was measured."
-    import shlex
     from r2genkg.use.demo import print_stage
     from r2genkg.training.grid_runs import run_grid
     from r2genkg.training.tables import make_tables

@@ -72,6 +72,7 @@ def _form_item(
         "number": number,
         "study": r.study,
         "query": r.query,
+        "disease": LABELS[r.query - 1],
         "labels": ", ".join(r.positive) or "none",
         "film": films[r.image],
         "patches": patches,
