@@ -313,7 +313,7 @@ class DecodeConfig(Section):
             )
         if self.candidates > 1 and self.beams > 1:
             raise ValueError(
-                f"candidates is {self.candidates}, beams {self.beams}: candidates are sampled, so set beams to 1"
+                f"candidates is {self.candidates}, beams {self.beams}: candidates are sampled; set one of both to 1"
             )
         return self
 

@@ -267,7 +267,7 @@ def load_scales(folder: str | Path) -> list[ScaleGraph]:
             aliases = tuple(tuple(of_node) for of_node in words.get("aliases", ()))
             named = (tuple(words["names"]), tuple(words["keys"]), aliases)
             scales.append(ScaleGraph(x, edge_index, edge_type, *named))
-    except (KeyError, TypeError, R2GenKGError) as e:
+    except (AttributeError, KeyError, TypeError, R2GenKGError) as e:
         raise R2GenKGError(
             f"{folder}: scales.safetensors and nodes.json do not fit each other ({e})"
         ) from None

@@ -99,7 +99,7 @@ def _bank_alone(prefix: KnowledgePrefix) -> VisionTokens:
     features = prefix.bank.detach().cpu()
     labels = [LABELS[i] for i in prefix.bank_labels.tolist()] or [""] * len(features)
     table = pd.DataFrame({"study": "", "view": 0, "image": "", "label": labels})
-    return VisionTokens(features, table.assign(x0=0, y0=0, x1=0, y1=0, cam=float("nan")))
+    return VisionTokens(features, table.assign(x0=0, y0=0, x1=0, y1=0, cam=0.0))
 
 # %% ../../nbs/07_model/20_checkpoint.ipynb #load-parts
 def load_parts(

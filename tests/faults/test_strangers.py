@@ -273,5 +273,5 @@ def test_key_of_a_new_version(finished, name):
 
 
 def test_changed_setting_still_makes_the_stage_again(finished):
-    assert finished[1]("decode.beams=3") == 1
-    assert finished[1]("decode.beams=3") == 0
+    assert finished[1]("decode.candidates=3") == 1
+    assert finished[1]("decode.candidates=3") == 0
