@@ -113,12 +113,12 @@ def _edge_reports(
     ids: dict[tuple, dict[str, list[str]]] = defaultdict(lambda: {p: [] for p in POLARITIES})
     for (a, b, kind, polarity), names in counts.reports_of.items():
         ids[key_of.get(a), key_of.get(b), kind][polarity] += names
-    found = []
-    for edge in edges:
-        by = ids.get(edge, {})
-        ordered = [i for p in ("present", "uncertain", "absent") for i in by.get(p, ())]
-        found.append(list(dict.fromkeys(ordered))[: counts.keep])
-    return found
+
+    def first(edge: tuple[str, str, str]) -> list[str]:
+        ordered = [i for p in ("present", "uncertain", "absent") for i in ids[edge][p]]
+        return list(dict.fromkeys(ordered))[: counts.keep]
+
+    return [first(edge) if edge in ids else [] for edge in edges]
 
 # %% ../../nbs/05_kg/04_construction.ipynb #triple_table
 def triple_table(

@@ -8,7 +8,7 @@ __all__ = ['GraphOptions', 'Merging', 'merge_surfaces']
 # %% ../../nbs/05_kg/02_merging.ipynb #code-2
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -239,24 +239,26 @@ def _without_chains(pairs: Sequence[tuple[str, str, float]]) -> list[tuple[str, 
     return kept
 
 # %% ../../nbs/05_kg/02_merging.ipynb #components
-def _components(
-    surfaces: Sequence[str],
-    pairs: Iterable[tuple[str, str]],
-) -> dict[str, int]:
-    "Number of each surface's component under the given pairs."
-    import networkx as nx
-
-    joined: nx.Graph = nx.Graph()
-    joined.add_nodes_from(surfaces)
-    joined.add_edges_from(pairs)
-    groups = nx.connected_components(joined)  # in the order of their first surface
-    return {surface: number for number, group in enumerate(groups) for surface in group}
-
-# %% ../../nbs/05_kg/02_merging.ipynb #merging
 _STAGES = ("normalisation", "lemma", "variant", "alias", "linker", "likeness")
 _Pairs = list[tuple[str, str, str, str]]  # surface, into, stage, detail
 
 
+def _join(joined: Any, pairs: _Pairs) -> Counter[str]:  # networkx.utils.UnionFind
+    "Join the pairs; the number of names that each stage saves."
+    saved: Counter = Counter()
+    for a, b, stage, _ in pairs:
+        if joined[a] != joined[b]:
+            joined.union(a, b)
+            saved[stage] += 1
+    return saved
+
+
+def _components(surfaces: Sequence[str], joined: Any) -> dict[str, int]:
+    "Number of each surface's component, in the order of their first surfaces."
+    numbers: dict[str, int] = {}
+    return {surface: numbers.setdefault(joined[surface], len(numbers)) for surface in surfaces}
+
+# %% ../../nbs/05_kg/02_merging.ipynb #merging
 @dataclass(frozen=True)
 class Merging:
     "What the stages joined."
@@ -287,34 +289,29 @@ def _proposals(
     return pairs, concepts
 
 # %% ../../nbs/05_kg/02_merging.ipynb #likeness
-def _likeness_pairs(
-    types: Mapping[str, str], component: Mapping[str, int], options: GraphOptions
-) -> _Pairs:
+def _likeness_pairs(types: Mapping[str, str], joined: Any, options: GraphOptions) -> _Pairs:
     "Pairs of near-identical names, one name per component; none if likeness is off."
     if not options.merge_threshold or not options.embed:
         return []
-    first: dict[int, str] = {}
+    first: dict[str, str] = {}
     for surface in types:
-        first.setdefault(component[surface], surface)
+        first.setdefault(joined[surface], surface)
     names = {s: types[s] for s in first.values()}
     near = _near_pairs(names, options.embed, options.merge_threshold)
     return [(a, b, "likeness", f"{cosine:.3f}") for a, b, cosine in near]
 
 # %% ../../nbs/05_kg/02_merging.ipynb #stage-table
-def _stage_table(surfaces: Sequence[str], pairs: _Pairs, written: _Pairs) -> pd.DataFrame:
+def _stage_table(
+    texts: int,  # different texts, as written
+    surfaces: int,
+    proposed: Mapping[str, int],  # stage -> number of pairs
+    saved: Mapping[str, int],  # stage -> number of names
+) -> pd.DataFrame:
     "Number of names before and after each stage, and of the pairs that it proposed."
-    texts = {*surfaces, *(text for text, *_ in written)}
-    before = len(surfaces)
-    rows = [("normalisation", len(texts), before, len(written))]
-    proposed = Counter(stage for *_, stage, _ in pairs)
-    done = []
+    rows = [("normalisation", texts, surfaces, proposed["normalisation"])]
     for stage in _STAGES[1:]:
-        after = before
-        if proposed[stage]:
-            done += [(a, b) for a, b, s, _ in pairs if s == stage]
-            after = len(set(_components(surfaces, done).values()))
-        rows.append((stage, before, after, proposed[stage]))
-        before = after
+        before = rows[-1][2]
+        rows.append((stage, before, before - saved[stage], proposed[stage]))
     return pd.DataFrame(rows, columns=["stage", "before", "after", "pairs"])
 
 # %% ../../nbs/05_kg/02_merging.ipynb #merge_surfaces
@@ -324,17 +321,25 @@ def merge_surfaces(
     spellings: Mapping[tuple[str, str], int] = {},  # (text as written, surface) -> count
 ) -> Merging:
     "Run the stages and join what they propose."
+    from networkx.utils import UnionFind
+
     types = dict(zip(table.index.tolist(), table.type.tolist()))
-    surfaces = list(types)
+    joined = UnionFind(types)
     pairs, concepts = _proposals(types, options)
-    component = _components(surfaces, [(a, b) for a, b, *_ in pairs])
-    if near := _likeness_pairs(types, component, options):
-        pairs += near
-        component = _components(surfaces, [(a, b) for a, b, *_ in pairs])
+    saved = _join(joined, pairs)
+    near = _likeness_pairs(types, joined, options)
+    saved += _join(joined, near)
     written = [
         (text, surface, "normalisation", str(n))
         for (text, surface), n in spellings.items()
         if surface in types
     ]
-    proposed = pd.DataFrame(written + pairs, columns=["surface", "into", "stage", "detail"])
-    return Merging(proposed, _stage_table(surfaces, pairs, written), component, concepts)
+    rows = written + pairs + near
+    stages = _stage_table(
+        len({*types, *(text for text, *_ in written)}),
+        len(types),
+        Counter(stage for *_, stage, _ in rows),
+        saved,
+    )
+    proposed = pd.DataFrame(rows, columns=["surface", "into", "stage", "detail"])
+    return Merging(proposed, stages, _components(list(types), joined), concepts)

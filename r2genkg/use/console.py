@@ -233,6 +233,7 @@ _CHATTY = ("bitsandbytes", "transformers.integrations", "kernels", "httpx", "hug
 _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|Cannot allocate memory"
     r"|failed to map segment|bad_alloc|can't start new thread|error return without exception set"
+    r"|returned NULL without setting an exception"
 )
 
 
