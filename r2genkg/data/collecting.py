@@ -8,6 +8,7 @@ __all__ = ['leaking_patients', 'collect']
 # %% ../../nbs/01_data/09_collecting.ipynb #imports
 import logging, re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from ..core.files import R2GenKGError
@@ -21,8 +22,9 @@ _NO_TEXT = {(), ("n", "a"), ("na",), ("none",), ("null",), ("nil",), ("nan",)}
 
 
 def _is_written(text: str) -> bool:
-    "Whether somebody wrote this section."
-    return tuple(re.findall(r"[^\W_]+", text.lower())) not in _NO_TEXT
+    "Whether somebody wrote this section. Three words are enough to know."
+    words = islice(re.finditer(r"[^\W_]+", text), 3)
+    return tuple(word[0].lower() for word in words) not in _NO_TEXT
 
 # %% ../../nbs/01_data/09_collecting.ipynb #_assign
 def _assign_split(

@@ -109,7 +109,7 @@ def read_r2gen(
 # %% ../../nbs/01_data/14_readers.ipynb #_table_labels
 def _table_labels(row: dict[str, str], where: str) -> dict[str, float] | None:
     "Labels of a row: 1, 0, -1 or empty in the columns of `LABELS`. None where there is no such column."
-    if not any(name in row for name in LABELS):
+    if row.keys().isdisjoint(LABELS):
         return None
     try:
         found = {name: float(row[name]) for name in LABELS if row.get(name)}

@@ -38,8 +38,9 @@ def clean_value(
         raise R2GenKGError(
             f"{where}: expected text, got {type(value).__name__} {str(value)[:40]!r}"
         )
-    text = _CONTROL.sub(" ", value).strip()
-    return "" if text.lower() == "nan" else text
+    text = value if value.isprintable() else _CONTROL.sub(" ", value)  # most texts need no search
+    text = text.strip()
+    return "" if len(text) == 3 and text.lower() == "nan" else text
 
 # %% ../../nbs/01_data/00_tabular.ipynb #join_image
 def visible(value: Any) -> Any:
@@ -116,10 +117,10 @@ def join_image(
     """
     root = os.path.normpath(root)
     path = os.path.normpath(os.path.join(root, name.replace("\\", "/")))  # written on Windows
-    # compared as absolute paths: the table may be named by a relative path, its images by absolute ones
-    home = os.path.join(os.path.abspath(root), "")
-    inside = os.path.abspath(path).startswith(home) and not re.match(r"[A-Za-z]:[\\/]", name)
-    if not inside or _CONTROL.search(name):
+    inside = path.startswith(os.path.join(root, ""))
+    if not inside:  # the table may be named by a relative path, its images by absolute ones
+        inside = os.path.abspath(path).startswith(os.path.join(os.path.abspath(root), ""))
+    if not inside or re.match(r"[A-Za-z]:[\\/]", name) or _CONTROL.search(name):
         raise R2GenKGError(
             f"{where}: image path {name[:80]!r} lies outside the image folder {root}; "
             "mend it or give the folder with --images"
