@@ -319,7 +319,7 @@ def perturbed(count: int, seed: int = 0):
     for i in range(count):
         kept = [s for s in texts[i % len(texts)] if rng.random() > 0.1] or texts[i % len(texts)]
         text = WORD.sub(other, " ".join(kept))
-        if rng.random() < 0.05:
+        if rng.random() < 0.05 and len(text) > 1:
             j = rng.randrange(len(text) - 1)
             text = text[:j] + text[j + 1] + text[j] + text[j + 2 :]
         yield f"r{i}", text
